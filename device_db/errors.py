@@ -1,0 +1,129 @@
+"""The exception tree of bignas.
+
+The library raises these and nothing else on purpose; only the command line turns them into messages
+and exit codes. Errors of third parties are mapped to this tree at the boundary where they arise.
+
+    BignasError                    exit 1   the work failed
+      InputError                   exit 2   a user's mistake: one clear line, what is wrong and what to do
+        UnknownDeviceError         a device name that the store does not hold
+        UnknownSpaceError          neither a built-in search space nor a file
+        SpaceError                 a malformed search space
+        ArchitectureError          an architecture outside its search space, or a malformed file of them
+        DataError                  an image data set that cannot be loaded or does not fit
+        BudgetError                a latency budget without unit, or not positive
+        CheckpointError            a checkpoint that is corrupt, foreign, newer or of another space
+        BundleError                a compiled bundle that is incomplete, corrupt or of another version
+        ModelError                 a model with an unsupported operator or shape
+        OutputError                a file or folder that cannot be written
+        StoreError                 a database that cannot be opened, is newer, corrupt or foreign
+        TargetError                a malformed or unsupported target or device description
+      InfeasibleBudgetError        no architecture of the space keeps the budget
+      VerificationError            a binary whose results differ from the reference
+      MeasurementError             a measurement that failed or must not be used as evidence
+      ToolchainError               compiler or linker missing, or failed
+      TrainingError                training diverged or was interrupted beyond repair
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "ArchitectureError",
+    "BignasError",
+    "BudgetError",
+    "BundleError",
+    "CheckpointError",
+    "DataError",
+    "InfeasibleBudgetError",
+    "InputError",
+    "MeasurementError",
+    "ModelError",
+    "OutputError",
+    "SpaceError",
+    "StoreError",
+    "TargetError",
+    "ToolchainError",
+    "TrainingError",
+    "UnknownDeviceError",
+    "UnknownSpaceError",
+    "VerificationError",
+]
+
+
+class BignasError(Exception):
+    """Base of every error that bignas raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(BignasError):
+    """A user's mistake. The message is one clear line: what is wrong and what to do."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class UnknownDeviceError(InputError):
+    """A device name that the store does not hold."""
+
+
+class UnknownSpaceError(InputError):
+    """A search space that is neither built in nor a readable file."""
+
+
+class SpaceError(InputError):
+    """A malformed search space."""
+
+
+class ArchitectureError(InputError):
+    """An architecture outside its search space, or a malformed file of architectures."""
+
+
+class DataError(InputError):
+    """An image data set that cannot be loaded or does not fit the space."""
+
+
+class BudgetError(InputError):
+    """A latency budget without a unit, or not a positive number."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint that is corrupt, foreign, newer than this version or of another space."""
+
+
+class BundleError(InputError):
+    """A compiled bundle that is incomplete, corrupt or of another version."""
+
+
+class ModelError(InputError):
+    """A model, or a workload of one, with an unsupported operator or shape."""
+
+
+class OutputError(InputError):
+    """A file or folder that cannot be written."""
+
+
+class StoreError(InputError):
+    """A database that cannot be opened, is newer than this version, corrupt or foreign."""
+
+
+class TargetError(InputError):
+    """A malformed or unsupported target or device description."""
+
+
+class InfeasibleBudgetError(BignasError):
+    """No architecture of the space keeps the latency budget."""
+
+
+class VerificationError(BignasError):
+    """A binary whose results differ from those of the reference."""
+
+
+class MeasurementError(BignasError):
+    """A measurement that failed, or that must not be used as latency evidence."""
+
+
+class ToolchainError(BignasError):
+    """A compiler or linker that is missing or failed."""
+
+
+class TrainingError(BignasError):
+    """Training that diverged or cannot go on."""

@@ -1,0 +1,1 @@
+"""Schema migrations of the store, applied when it is opened."""

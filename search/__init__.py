@@ -1,0 +1,1 @@
+"""Strategies over architectures under a latency budget, Pareto fronts and the report of a run."""

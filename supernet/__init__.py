@@ -1,0 +1,1 @@
+"""Search space, architectures and the weight-sharing network that is trained once for all of them."""
