@@ -1,1 +1,1 @@
-"""Devices, targets, workloads and measurements: the records of the house and the SQL store that keeps them."""
+"""Devices, targets, workloads and measurements, and the SQL store that keeps them."""

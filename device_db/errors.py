@@ -4,15 +4,15 @@ The library raises these and nothing else on purpose; only the command line turn
 and exit codes. Errors of third parties are mapped to this tree at the boundary where they arise.
 
     BignasError                    exit 1   the work failed
-      InputError                   exit 2   a user's mistake: one clear line, what is wrong and what to do
+      InputError                   exit 2   a user's mistake: one line, what is wrong, what to do
         UnknownDeviceError         a device name that the store does not hold
         UnknownSpaceError          neither a built-in search space nor a file
         SpaceError                 a malformed search space
-        ArchitectureError          an architecture outside its search space, or a malformed file of them
+        ArchitectureError          an architecture outside its search space, or malformed
         DataError                  an image data set that cannot be loaded or does not fit
         BudgetError                a latency budget without unit, or not positive
-        CheckpointError            a checkpoint that is corrupt, foreign, newer or of another space
-        BundleError                a compiled bundle that is incomplete, corrupt or of another version
+        CheckpointError            a checkpoint that is corrupt, foreign or of another space
+        BundleError                a bundle that is incomplete, corrupt or of another version
         ModelError                 a model with an unsupported operator or shape
         OutputError                a file or folder that cannot be written
         StoreError                 a database that cannot be opened, is newer, corrupt or foreign

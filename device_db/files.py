@@ -1,7 +1,7 @@
 """Files that are either written completely or not at all.
 
-A reader never sees a half-written file or folder: both are written beside their place under a hidden
-temporary name, flushed to the disk and then renamed. Errors of the operating system become
+A reader never sees a half-written file or folder: both are written beside their place under a
+hidden temporary name, flushed to the disk and then renamed. Errors of the operating system become
 `OutputError` with one clear line.
 """
 

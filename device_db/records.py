@@ -1,12 +1,14 @@
 """The records of the house: frozen values that validate themselves.
 
-- `Workload`: one fused kernel that a network is built from, `y = activation(op(x) + bias + residual)`.
+- `Workload`: one fused kernel that a network is built from.
 - `Target` and `Device`: what code is generated for, and the machine that runs it.
-- `Measurement`: raw samples of one kernel or one network on one device, with `Provenance` (which code
-  was measured) and `Environment` (what the machine was doing). A failed measurement is a record too.
+- `Measurement`: raw samples of one kernel or one network on one device, with `Provenance` (which
+  code was measured) and `Environment` (what the machine was doing). A failed measurement is a
+  record too.
 
 Values have one canonical text each (`Workload.key`, `Target.digest`), so they can be compared and
-looked up across processes and machines. `to_dict()` gives plain JSON values, `from_dict()` its inverse.
+looked up across processes and machines. `to_dict()` gives plain JSON values, `from_dict()` is its
+inverse.
 """
 
 import hashlib
@@ -110,8 +112,8 @@ _KEY = re.compile(
 class Workload:
     """One fused kernel: operator, shapes and epilogue, `y = activation(op(x) + bias + residual)`.
 
-    Batch size is 1 and values are float32. `height` and `width` are those of the input; `padding` is
-    added on all four sides. Pooling and scaling have no window, bias or residual.
+    Batch size is 1 and values are float32. `height` and `width` are those of the input; `padding`
+    is added on all four sides. Pooling and scaling have no window, bias or residual.
 
     Raises:
         ModelError: a size that is not positive, or a combination no kernel exists for.
@@ -521,11 +523,11 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Raw latency samples of one kernel or one network on one device, or the error that came instead.
+    """Raw latency samples of one kernel or network on one device, or the error that came instead.
 
-    A kernel has a `workload` and the `schedule` (canonical JSON text) it was built with; a network has
-    the name of its `space` and its `architecture` (canonical JSON text). `session` groups what was
-    measured together. `created_at` is in UTC.
+    A kernel has a `workload` and the `schedule` (canonical JSON text) it was built with; a network
+    has the name of its `space` and its `architecture` (canonical JSON text). `session` groups what
+    was measured together. `created_at` is in UTC.
 
     Raises:
         MeasurementError: fields that do not belong together, or samples that are no latencies.

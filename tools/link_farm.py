@@ -1,8 +1,9 @@
 """Show the folders of the repository to type checkers as the package `bignas`.
 
-The folders are mapped to `bignas.*` by setuptools (pyproject.toml), which type checkers do not follow.
-This makes the ignored folder build/typing with links `bignas/X -> ../../../X`, one for each top-level
-package of pyproject.toml; mypy and pyright are pointed at it. Links that are no longer wanted go away.
+The folders are mapped to `bignas.*` by setuptools (pyproject.toml), which type checkers do not
+follow. This makes the ignored folder build/typing with links `bignas/X -> ../../../X`, one for each
+top-level package of pyproject.toml; mypy and pyright are pointed at it. Links that are no longer
+wanted go away.
 """
 
 import tomllib

@@ -1,7 +1,7 @@
-"""Write requirements.lock from pip's installation report: `python tools/write_lock.py REPORT LOCK`.
+"""Write the lock from a report of pip: `python tools/write_lock.py REPORT LOCK`.
 
-The lock holds exact versions of everything that the project and its `dev` extra pull in; it is given
-to pip as a constraints file. `make lock` renews it in a fresh environment.
+The lock holds exact versions of everything that the project and its `dev` extra pull in; it is
+given to pip as a constraints file. `make lock` renews it in a fresh environment.
 
 - Local version parts (`2.13.0+cpu`) are dropped, so that any build of a version satisfies the lock.
 - xgboost has two distributions of the same version, chosen by an environment marker in
@@ -13,9 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-_HEADER = (
-    "# Written by `make lock`. Exact versions, used as pip constraints; ranges: pyproject.toml.\n"
-)
+_HEADER = "# Written by `make lock`; exact versions, used as pip constraints.\n"
 _TWINS = {"xgboost-cpu": "xgboost", "xgboost": "xgboost-cpu"}
 _OWN_NAME = "bignas"
 
