@@ -1,1 +1,1 @@
-"""Search space, architectures and the weight-sharing network that is trained once for all of them."""
+"""Search spaces, architectures and the weight-sharing network that scores them (BigNAS)."""

@@ -1,0 +1,238 @@
+"""Properties of spaces and architectures, on the built-in spaces and on random ones."""
+
+import copy
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bignas.device_db.errors import ArchitectureError, SpaceError
+from bignas.device_db.records import Activation, Operator, Workload
+from bignas.supernet.space import (
+    Architecture,
+    SearchSpace,
+    StageChoice,
+    StageSpace,
+    squeeze_channels,
+)
+from bignas.supernet.spaces import load_space
+
+SPACES = [load_space("cifar"), load_space("bignas")]
+
+
+def options(low: int, high: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.sets(st.integers(low, high), min_size=1, max_size=3).map(lambda s: tuple(sorted(s)))
+
+
+stage_spaces = st.builds(
+    StageSpace,
+    channels=options(1, 24),
+    depths=options(1, 3),
+    kernels=st.sampled_from([(1,), (3,), (3, 5), (3, 5, 7)]),
+    expands=options(1, 4),
+    stride=st.integers(1, 2),
+    activation=st.sampled_from(list(Activation)),
+    squeeze_excite=st.booleans(),
+)
+spaces = st.builds(
+    SearchSpace,
+    name=st.just("random"),
+    resolutions=options(4, 40),
+    stem_channels=options(1, 16),
+    stem_stride=st.integers(1, 2),
+    stem_activation=st.sampled_from(list(Activation)),
+    stages=st.lists(stage_spaces, min_size=1, max_size=3).map(tuple),
+    head_channels=options(1, 40),
+    head_activation=st.sampled_from(list(Activation)),
+    classes=st.integers(1, 20),
+)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@given(spaces, seeds, st.floats(0.0, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_moves_stay_inside_the_space(space: SearchSpace, seed: int, probability: float) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = space.sample(rng), space.sample(rng)
+    mutant = space.mutate(first, rng, probability)
+    child = space.cross(first, second, rng)
+    for arch in (first, second, mutant, child, space.smallest(), space.biggest()):
+        space.check(arch)
+        assert space.contains(arch)
+    assert (mutant != first) == (space.size() > 1)
+    for mixed, one, other in zip(
+        space._values(child), space._values(first), space._values(second), strict=True
+    ):
+        assert mixed in (one, other)
+
+
+@given(spaces, seeds)
+@settings(max_examples=60, deadline=None)
+def test_text_forms_are_lossless(space: SearchSpace, seed: int) -> None:
+    again = SearchSpace.from_dict(json.loads(json.dumps(space.to_dict())))
+    assert again == space
+    assert again.digest == space.digest
+    arch = space.sample(np.random.default_rng(seed))
+    same = Architecture.from_dict(json.loads(arch.key))
+    assert same == arch
+    assert same.key == arch.key
+    assert hash(same) == hash(arch)
+    assert " " not in arch.key
+
+
+@given(spaces, seeds)
+@settings(max_examples=60, deadline=None)
+def test_encoding_is_normalised_and_unique(space: SearchSpace, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = space.sample(rng), space.sample(rng)
+    assert space.encode(first).shape == (len(space.dimensions()),)
+    assert np.all(space.encode(space.smallest()) == 0)
+    assert np.all(space.encode(space.biggest()) == 1)
+    assert np.array_equal(space.encode(first), space.encode(second)) == (first == second)
+    assert np.all((space.encode(first) >= 0) & (space.encode(first) <= 1))
+
+
+@given(spaces, seeds)
+@settings(max_examples=60, deadline=None)
+def test_layers_chain_and_are_workloads(space: SearchSpace, seed: int) -> None:
+    arch = space.sample(np.random.default_rng(seed))
+    layers = space.layers(arch)
+    assert len({layer.name for layer in layers}) == len(layers)
+    assert layers[0].operator is Operator.CONV
+    assert layers[0].name == "stem"
+    assert [layer.name for layer in layers[-3:]] == ["head", "pool", "classifier"]
+    trunk = [layer for layer in layers if ".squeeze_" not in layer.name]
+    for before, after in itertools.pairwise(trunk):
+        assert after.in_channels == before.out_channels
+        assert (after.height, after.width) == (before.out_height, before.out_width)
+    assert layers[-1].out_channels == space.classes
+    for layer in layers:
+        workload = Workload(
+            layer.operator,
+            layer.height,
+            layer.width,
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel,
+            layer.stride,
+            layer.padding,
+            layer.activation,
+            layer.residual,
+        )
+        assert (workload.macs, workload.out_height) == (layer.macs, layer.out_height)
+    assert space.macs(arch) == sum(layer.macs for layer in layers)
+    assert space.params(arch) == sum(layer.params for layer in layers)
+    assert space.macs(space.smallest()) <= space.macs(arch) <= space.macs(space.biggest())
+
+
+@pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
+def test_stages_come_from_the_cache(space: SearchSpace) -> None:
+    arch = space.sample(np.random.default_rng(3))
+    first = space.stage_layers(1, 16, 32, arch.stages[1])
+    assert space.stage_layers(1, 16, 32, arch.stages[1]) is first
+    assert copy.deepcopy(space).layers(arch) == space.layers(arch)
+
+
+@given(spaces)
+@settings(max_examples=40, deadline=None)
+def test_a_shortcut_does_not_depend_on_the_architecture(space: SearchSpace) -> None:
+    for arch in (space.smallest(), space.biggest(), space.sample(np.random.default_rng(0))):
+        for layer in space.layers(arch):
+            if layer.name.endswith(".project"):
+                _, stage, block, _ = layer.name.split(".")
+                assert layer.residual == space.has_shortcut(int(stage), int(block))
+
+
+def test_every_architecture_is_listed_once() -> None:
+    stage = StageSpace((8, 16), (1, 2), (3,), (1, 2), 2, Activation.RELU, False)
+    space = SearchSpace("s", (8, 16), (8,), 1, Activation.RELU, (stage,), (8,), Activation.RELU)
+    everything = list(space.architectures())
+    assert len(set(everything)) == len(everything) == space.size() == 16
+    assert everything[0] == space.smallest()
+    assert everything[-1] == space.biggest()
+    assert all(space.contains(arch) for arch in everything)
+
+
+def test_a_single_architecture_has_no_neighbour() -> None:
+    stage = StageSpace((8,), (1,), (3,), (1,), 1, Activation.RELU, False)
+    space = SearchSpace("one", (8,), (8,), 1, Activation.RELU, (stage,), (8,), Activation.RELU)
+    arch = space.smallest()
+    assert space.mutate(arch, np.random.default_rng(0), 1.0) == arch
+    assert space.dimensions() == []
+
+
+def test_digest_ignores_the_name_only() -> None:
+    space = SPACES[0]
+    assert dataclasses.replace(space, name="other").digest == space.digest
+    assert space.with_classes(11).digest != space.digest
+    assert space.with_classes(space.classes) is space
+
+
+def test_squeeze_channels_are_multiples_of_eight() -> None:
+    for channels in range(1, 400):
+        squeezed = squeeze_channels(channels)
+        assert squeezed % 8 == 0
+        assert squeezed >= 8
+        assert abs(squeezed - channels / 4) <= 8
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"channels": (16, 8)}, "ascend"),
+        ({"channels": (8, 8)}, "ascend"),
+        ({"channels": ()}, "at least one"),
+        ({"channels": (0,)}, "channels"),
+        ({"channels": (True,)}, "channels"),
+        ({"kernels": (4,)}, "odd"),
+        ({"depths": (1.5,)}, "depths"),
+        ({"expands": (-1, 2)}, "expands"),
+        ({"stride": 0}, "stride"),
+        ({"activation": "gelu"}, "activation"),
+        ({"squeeze_excite": "yes"}, "squeeze_excite"),
+    ],
+)
+def test_a_malformed_stage_is_refused(change: dict[str, object], words: str) -> None:
+    good = StageSpace((8,), (1,), (3,), (1,), 1, Activation.RELU, False)
+    with pytest.raises(SpaceError, match=words):
+        dataclasses.replace(good, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"resolution": 33}, "resolution = 33 .*allowed: 24, 28, 32"),
+        ({"head_channels": 1}, "head_channels = 1"),
+        ({"stages": SPACES[0].smallest().stages[:3]}, "stages: 3 given"),
+        (
+            {"stages": (*SPACES[0].smallest().stages[:4], StageChoice(64, 3, 3, 2))},
+            r"stages\.4\.depth = 3 .*allowed: 1, 2",
+        ),
+    ],
+)
+def test_a_foreign_architecture_is_named(change: dict[str, object], words: str) -> None:
+    space = SPACES[0]
+    arch = dataclasses.replace(space.smallest(), **change)  # type: ignore[arg-type]
+    assert not space.contains(arch)
+    with pytest.raises(ArchitectureError, match=words):
+        space.check(arch)
+    with pytest.raises(ArchitectureError):
+        space.encode(arch)
+
+
+def test_children_have_the_size_of_the_published_ones() -> None:
+    """S, M, L and XL of the paper: some child has both its MACs and parameters within 5%."""
+    space = load_space("bignas")
+    rng = np.random.default_rng(0)
+    archs = [space.sample(rng) for _ in range(4000)]
+    small = [dataclasses.replace(arch, resolution=192) for arch in archs]
+    small += [space.cross(arch, space.smallest(), rng) for arch in small]
+    figures = np.array(
+        [(space.macs(arch) / 1e6, space.params(arch) / 1e6) for arch in archs + small]
+    )
+    for published in ((242, 4.5), (418, 5.5), (586, 6.4), (1040, 9.5)):
+        assert np.abs(figures / published - 1).max(axis=1).min() < 0.05
