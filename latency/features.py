@@ -1,0 +1,321 @@
+"""What latencies depend on, as numbers: of one kernel, and of a network built from kernels.
+
+Decisions
+- A network is described by sums over its kernels, and a kernel's share of the network never
+  depends on what stands elsewhere in it. So an architecture is its stem, its stages and its tail;
+  the sums of each such part are computed once, and a hundred thousand architectures are as many
+  look-ups and one numpy addition.
+- Every column has a name that can be read aloud, for the report and for the one who debugs it.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bignas.compile.workload import workload_of
+from bignas.device_db.records import Activation, Layout, Operator, Workload
+from bignas.supernet.space import Architecture, Layer, SearchSpace
+
+__all__ = [
+    "KERNEL_FEATURES",
+    "KernelEstimates",
+    "NetworkSums",
+    "ROOFLINE_FEATURES",
+    "SpaceSums",
+    "kernel_features",
+    "network_feature_names",
+    "network_features",
+    "roofline_features",
+]
+
+Array = NDArray[np.float64]
+
+BYTES_PER_VALUE = 4
+_OPERATORS = tuple(Operator)
+_LANES = (8, 16)  # vector widths whose remainders cost time
+_CHEAP_ACTIVATIONS = (Activation.NONE, Activation.RELU, Activation.RELU6)
+
+# --- kernels ---------------------------------------------------------------------------------------
+
+ROOFLINE_FEATURES = ("constant", "dense_macs", "pointwise_macs", "depthwise_macs", "bytes")
+
+KERNEL_FEATURES = (
+    "log_macs",
+    "log_input_bytes",
+    "log_output_bytes",
+    "log_weight_bytes",
+    "log_out_pixels",
+    "log_in_channels",
+    "log_out_channels",
+    "log_macs_per_byte",
+    "out_width",
+    "kernel",
+    "stride",
+    "residual",
+    "input_nchw",
+    "costly_activation",
+    *(f"in_channel_waste_{lanes}" for lanes in _LANES),
+    *(f"out_channel_waste_{lanes}" for lanes in _LANES),
+    *(f"is_{operator}" for operator in _OPERATORS),
+)
+
+
+def roofline_features(workloads: Sequence[Workload]) -> Array:
+    """Rows [n, len(ROOFLINE_FEATURES)]: what an ideal processor's time is a sum of."""
+    rows = [
+        (
+            1.0,
+            work.macs if work.operator is Operator.CONV else 0,
+            work.macs if work.operator is Operator.POINTWISE else 0,
+            work.macs if work.operator is Operator.DEPTHWISE else 0,
+            _input_bytes(work) + _output_bytes(work) + _weight_bytes(work),
+        )
+        for work in workloads
+    ]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(ROOFLINE_FEATURES))
+
+
+def kernel_features(workloads: Sequence[Workload]) -> Array:
+    """Rows [n, len(KERNEL_FEATURES)] of features of single kernels."""
+    rows = [_kernel_row(work) for work in workloads]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(KERNEL_FEATURES))
+
+
+def _kernel_row(work: Workload) -> list[float]:
+    traffic = _input_bytes(work) + _output_bytes(work) + _weight_bytes(work)
+    return [
+        np.log1p(work.macs),
+        np.log(_input_bytes(work)),
+        np.log(_output_bytes(work)),
+        np.log1p(_weight_bytes(work)),
+        np.log(work.out_height * work.out_width),
+        np.log(work.in_channels),
+        np.log(work.out_channels),
+        np.log1p(work.macs / traffic),
+        work.out_width,
+        work.kernel,
+        work.stride,
+        work.residual,
+        work.input_layout is Layout.NCHW,
+        work.activation not in _CHEAP_ACTIVATIONS,
+        *(_waste(work.in_channels, lanes) for lanes in _LANES),
+        *(_waste(work.out_channels, lanes) for lanes in _LANES),
+        *(work.operator is operator for operator in _OPERATORS),
+    ]
+
+
+def _waste(channels: int, lanes: int) -> float:
+    """Idle share of the vector lanes when channels are rounded up to whole vectors."""
+    return 1 - channels / (-(-channels // lanes) * lanes)
+
+
+def _input_bytes(work: Workload) -> int:
+    return work.height * work.width * work.in_channels * BYTES_PER_VALUE
+
+
+def _output_bytes(work: Workload) -> int:
+    """Bytes written, and read too for the residual."""
+    size = work.out_height * work.out_width * work.out_channels * BYTES_PER_VALUE
+    return 2 * size if work.residual else size
+
+
+def _weight_bytes(work: Workload) -> int:
+    return work.weight_count * BYTES_PER_VALUE
+
+
+# --- networks --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KernelEstimates:
+    """Latencies of kernels in microseconds, and which of them were measured (else estimated)."""
+
+    latency_us: Array
+    measured: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class NetworkSums:
+    """Sums over the kernels of n architectures; every array has n rows."""
+
+    latency_us: Array  # sum of the kernels
+    estimated_us: Array  # part of it that comes from kernels nobody measured
+    operator_us: Array  # [n, operators]
+    part_us: Array  # [n, stem + stages + tail]
+    kernels: Array  # how many
+    macs: Array
+    weight_bytes: Array
+    traffic_bytes: Array  # read and written by all kernels
+    working_set_bytes: Array  # of the largest kernel
+    resolution: Array
+
+    @property
+    def estimated_share(self) -> Array:
+        """Share of the kernel sum, from 0 to 1, that is estimated rather than measured."""
+        return self.estimated_us / self.latency_us
+
+
+def network_feature_names(space: SearchSpace) -> tuple[str, ...]:
+    """The columns of `network_features`."""
+    stages = [f"share_of_stage_{index}" for index in range(len(space.stages))]
+    return (
+        "log_kernel_sum_us",
+        "kernels",
+        "kernels_per_us",
+        "log_macs",
+        "log_weight_bytes",
+        "log_traffic_bytes",
+        "log_working_set_bytes",
+        "weight_bytes_per_us",
+        "traffic_bytes_per_us",
+        "resolution",
+        *(f"share_of_{operator}" for operator in _OPERATORS),
+        "share_of_stem",
+        *stages,
+        "share_of_tail",
+    )
+
+
+def network_features(sums: NetworkSums) -> Array:
+    """Rows [n, len(network_feature_names(space))]."""
+    total = sums.latency_us
+    columns = [
+        np.log(total),
+        sums.kernels,
+        sums.kernels / total,
+        np.log(sums.macs),
+        np.log(sums.weight_bytes),
+        np.log(sums.traffic_bytes),
+        np.log(sums.working_set_bytes),
+        sums.weight_bytes / total,
+        sums.traffic_bytes / total,
+        sums.resolution,
+    ]
+    return np.column_stack(
+        [*columns, sums.operator_us / total[:, None], sums.part_us / total[:, None]]
+    )
+
+
+# Columns of a part's sums; the operators' times follow.
+_TOTAL, _ESTIMATED, _KERNELS, _MACS, _WEIGHTS, _TRAFFIC, _WORKING_SET = range(7)
+_FIRST_OPERATOR = 7
+
+
+class SpaceSums:
+    """Computes `NetworkSums` of architectures of one space; remembers the sums of their parts.
+
+    `estimate` gives the latencies of kernels; it has to be a pure function. The memory is only a
+    cache: what it returns does not depend on what it was asked before.
+    """
+
+    def __init__(
+        self, space: SearchSpace, estimate: Callable[[Sequence[Workload]], KernelEstimates]
+    ) -> None:
+        self._space = space
+        self._estimate = estimate
+        self._rows: dict[Hashable, int] = {}
+        self._sums = np.zeros((0, _FIRST_OPERATOR + len(_OPERATORS)))
+
+    def __call__(self, architectures: Sequence[Architecture]) -> NetworkSums:
+        """Sum up the kernels of each architecture; they have to lie in the space."""
+        keys = [self._part_keys(architecture) for architecture in architectures]
+        self._learn(architectures, keys)
+        parts = len(self._space.stages) + 2
+        flat = [self._rows[key] for part_keys in keys for key in part_keys]
+        rows = np.array(flat, dtype=np.intp).reshape(len(keys), parts)
+        values = self._sums[rows]  # [n, parts, columns]
+        sums = values.sum(axis=1)
+        return NetworkSums(
+            latency_us=sums[:, _TOTAL],
+            estimated_us=sums[:, _ESTIMATED],
+            operator_us=sums[:, _FIRST_OPERATOR:],
+            part_us=values[:, :, _TOTAL],
+            kernels=sums[:, _KERNELS],
+            macs=sums[:, _MACS],
+            weight_bytes=sums[:, _WEIGHTS],
+            traffic_bytes=sums[:, _TRAFFIC],
+            working_set_bytes=values[:, :, _WORKING_SET].max(axis=1),
+            resolution=np.array([item.resolution for item in architectures], dtype=np.float64),
+        )
+
+    def _part_keys(self, architecture: Architecture) -> list[Hashable]:
+        height = architecture.resolution
+        channels = architecture.stem_channels
+        keys: list[Hashable] = [(height, channels)]
+        height = -(-height // self._space.stem_stride)
+        for index, (choice, stage) in enumerate(
+            zip(architecture.stages, self._space.stages, strict=True)
+        ):
+            keys.append((index, channels, height, choice))
+            channels = choice.channels
+            height = -(-height // stage.stride)
+        keys.append((channels, height, architecture.head_channels))
+        return keys
+
+    def _learn(
+        self, architectures: Sequence[Architecture], keys: Sequence[Sequence[Hashable]]
+    ) -> None:
+        """Compute the sums of all parts not met before, in one batch."""
+        missing: dict[Hashable, tuple[Workload, ...]] = {}
+        for architecture, part_keys in zip(architectures, keys, strict=True):
+            if not all(key in self._rows or key in missing for key in part_keys):
+                parts = part_workloads(self._space, architecture)
+                missing.update(
+                    (key, part)
+                    for key, part in zip(part_keys, parts, strict=True)
+                    if key not in self._rows
+                )
+        if not missing:
+            return
+        distinct = list(dict.fromkeys(work for part in missing.values() for work in part))
+        estimates = self._estimate(distinct)
+        values = dict(zip(distinct, _kernel_sums(distinct, estimates), strict=True))
+        new = []
+        for key, part in missing.items():
+            self._rows[key] = len(self._sums) + len(new)
+            rows = np.array([values[work] for work in part])
+            summed = rows.sum(axis=0)
+            summed[_WORKING_SET] = rows[:, _WORKING_SET].max()
+            new.append(summed)
+        self._sums = np.concatenate([self._sums, np.array(new)])
+
+
+def part_workloads(space: SearchSpace, architecture: Architecture) -> list[tuple[Workload, ...]]:
+    """Return the kernels of the stem, of each stage and of the tail of an architecture."""
+    layers = space.layers(architecture)
+    lengths = [1]
+    channels = architecture.stem_channels
+    height = -(-architecture.resolution // space.stem_stride)
+    for index, choice in enumerate(architecture.stages):
+        lengths.append(len(space.stage_layers(index, channels, height, choice)))
+        channels = choice.channels
+        height = -(-height // space.stages[index].stride)
+    lengths.append(len(layers) - sum(lengths))
+    parts = []
+    start = 0
+    for index, length in enumerate(lengths):
+        layout = Layout.NCHW if index == 0 else Layout.NHWC
+        parts.append(_workloads(layers[start : start + length], layout))
+        start += length
+    return parts
+
+
+def _workloads(layers: Sequence[Layer], layout: Layout) -> tuple[Workload, ...]:
+    return tuple(workload_of(layer, layout) for layer in layers)
+
+
+def _kernel_sums(workloads: Sequence[Workload], estimates: KernelEstimates) -> Array:
+    """One row a kernel, in the columns of a part's sums."""
+    rows = np.zeros((len(workloads), _FIRST_OPERATOR + len(_OPERATORS)))
+    rows[:, _TOTAL] = estimates.latency_us
+    rows[:, _ESTIMATED] = np.where(estimates.measured, 0.0, estimates.latency_us)
+    rows[:, _KERNELS] = 1
+    for row, work in zip(rows, workloads, strict=True):
+        traffic = _input_bytes(work) + _output_bytes(work) + _weight_bytes(work)
+        row[_MACS] = work.macs
+        row[_WEIGHTS] = _weight_bytes(work)
+        row[_TRAFFIC] = row[_WORKING_SET] = traffic
+        row[_FIRST_OPERATOR + _OPERATORS.index(work.operator)] = row[_TOTAL]
+    return rows

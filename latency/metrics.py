@@ -1,0 +1,54 @@
+"""How good are predicted latencies? Pure functions over arrays of equal length.
+
+Shares are fractions from 0 to 1. An empty or mismatched input is a programming error: ValueError.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+__all__ = ["Values", "coverage", "mape", "spearman", "within"]
+
+Values: TypeAlias = Sequence[float] | NDArray[np.float64]
+
+
+def mape(predicted: Values, measured: Values) -> float:
+    """Mean absolute percentage error, as a fraction of the measured value."""
+    return float(_relative_errors(predicted, measured).mean())
+
+
+def within(predicted: Values, measured: Values, tolerance: float) -> float:
+    """Share of predictions no further than `tolerance` (0.1 is 10%) from the measured value."""
+    return float((_relative_errors(predicted, measured) <= tolerance).mean())
+
+
+def spearman(predicted: Values, measured: Values) -> float:
+    """Rank correlation; NaN when one side is constant or there are fewer than two values."""
+    first, second = _paired(predicted, measured)
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(spearmanr(first, second).statistic)
+
+
+def coverage(low: Values, high: Values, measured: Values) -> float:
+    """Share of measured values inside their interval [low, high]."""
+    lower, value = _paired(low, measured)
+    upper, _ = _paired(high, measured)
+    return float(((lower <= value) & (value <= upper)).mean())
+
+
+def _relative_errors(predicted: Values, measured: Values) -> NDArray[np.float64]:
+    first, second = _paired(predicted, measured)
+    if (second <= 0).any():
+        raise ValueError("measured latencies must be positive")
+    return np.abs(first - second) / second
+
+
+def _paired(first: Values, second: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    left, right = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if left.ndim != 1 or left.shape != right.shape or len(left) == 0:
+        raise ValueError(f"expected two equally long lists, got {left.shape} and {right.shape}")
+    return left, right

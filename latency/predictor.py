@@ -1,0 +1,345 @@
+"""Predicting the latency of a network that was never measured, with an interval that can be trusted.
+
+Decisions
+- The binary is a sequence of fused kernels, so its latency is close to the sum of theirs. Kernels
+  come from the table of measurements, or from `KernelModel` where profiling stopped early. What the
+  sum misses (calls, caches) is learned from measured networks as log(measured / sum): a
+  `Correction`, which may be none at all. Cross-validation picks it, so few networks do no harm.
+- Intervals are conformal: quantiles of the errors made on networks left out of the fit, divided by
+  what makes an error likely: the part of the sum that is estimated. (Papadopoulos et al., "Normalized
+  nonconformity measures for regression conformal prediction", 2008; cross-validated residuals
+  as in Barber et al., "Predictive inference with the jackknife+", Annals of Statistics 49, 2021.)
+  The width grows as `base + estimated share * error of the kernel model`. Below the number of
+  networks that a conformal quantile needs, Student's t takes its place; without any measured
+  network the interval is the sum +-25%, which is a convention and not a promise.
+- A saved predictor is complete (space, table, models) and JSON; it knows the device and the kernel
+  code it was made for, and refuses others.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student_t
+from xgboost.core import XGBoostError
+
+from bignas.compile.workload import workloads
+from bignas.device_db.errors import BignasError, InputError
+from bignas.device_db.files import write_atomically
+from bignas.device_db.records import Workload
+from bignas.latency.features import SpaceSums, network_features
+from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
+from bignas.latency.regression import Correction, ModelKind, fit_correction
+from bignas.supernet.space import Architecture, SearchSpace
+
+__all__ = [
+    "DEFAULT_HALF_WIDTH",
+    "Interval",
+    "KernelLatency",
+    "LatencyPredictor",
+    "Predictions",
+]
+
+Array = NDArray[np.float64]
+
+FORMAT = "bignas-latency-predictor"
+FORMAT_VERSION = 1
+DEFAULT_HALF_WIDTH = math.log(1.25)  # of log latency when no network was measured
+SMALLEST_BASE = 0.002  # errors below 0.2% are luck
+MICROSECONDS_PER_MILLISECOND = 1e3
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Latencies of n networks in milliseconds, each array with n entries."""
+
+    latency_ms: Array
+    low_ms: Array  # lower end of the interval
+    high_ms: Array  # upper end of the interval
+    estimated_share: Array  # share of the kernel sum that was not measured, from 0 to 1
+
+
+@dataclass(frozen=True)
+class KernelLatency:
+    """One kernel of a network: what it takes by itself, and whether that was measured."""
+
+    workload: Workload
+    latency_us: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Half widths of log latency: `quantile * (base + estimated share * kernel_error)`."""
+
+    base: float  # typical error of a network whose kernels are all measured
+    kernel_error: float  # typical error of an estimated kernel
+    quantile: float  # of the held-out errors divided by the typical ones
+
+    @classmethod
+    def calibrate(
+        cls, residuals: Array, shares: Array, kernel_error: float, confidence: float
+    ) -> "Interval":
+        """Calibrate on held-out errors of log latency [n] and estimated shares [n]; n may be 0."""
+        count = len(residuals)
+        if count == 0:
+            return cls(base=DEFAULT_HALF_WIDTH, kernel_error=kernel_error, quantile=1.0)
+        errors = np.abs(residuals)
+        base = max(float(np.median(errors)), SMALLEST_BASE)
+        scores = np.sort(errors / (base + shares * kernel_error))
+        rank = math.ceil((count + 1) * confidence)
+        if rank <= count:
+            quantile = float(scores[rank - 1])
+        elif count >= 3:
+            spread = math.sqrt(float(np.mean(scores**2)) * (1 + 1 / count))
+            quantile = float(student_t.ppf((1 + confidence) / 2, count - 1)) * spread
+        else:
+            quantile = max(DEFAULT_HALF_WIDTH / base, float(scores[-1]))
+        return cls(base=base, kernel_error=kernel_error, quantile=quantile)
+
+    def half_widths(self, shares: Array) -> Array:
+        """Half widths of log latency for networks with these estimated shares."""
+        return np.asarray(self.quantile * (self.base + shares * self.kernel_error))
+
+
+@dataclass(frozen=True)
+class LatencyPredictor:
+    """Predicts latencies of the architectures of one space on one device.
+
+    Made by `fit` or `load`; never changes.
+    """
+
+    space: SearchSpace
+    table: KernelTable
+    kernel_model: KernelModel
+    correction: Correction  # of log(network / kernel sum), on network_features
+    interval: Interval
+    confidence: float  # share of networks that the intervals are to cover
+    networks: int  # measured networks it was fitted to
+    _sums: SpaceSums = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise InputError(f"confidence must lie between 0 and 1, not {self.confidence:g}")
+        object.__setattr__(
+            self,
+            "_sums",
+            SpaceSums(
+                self.space, lambda work: estimate_kernels(self.table, self.kernel_model, work)
+            ),
+        )
+
+    @classmethod
+    def fit(
+        cls,
+        space: SearchSpace,
+        table: KernelTable,
+        networks: Sequence[tuple[Architecture, float]],
+        confidence: float = 0.9,
+        seed: int = 0,
+    ) -> "LatencyPredictor":
+        """Fit to measured kernels and measured networks (architecture, milliseconds).
+
+        Of a network measured several times the median counts. No networks at all are allowed: the
+        prediction then is the plain sum of the kernels. Raises InputError for an empty table, a
+        latency that is not positive or a confidence outside 0..1, ArchitectureError for a network
+        outside the space.
+        """
+        plain = cls(
+            space=space,
+            table=table,
+            kernel_model=KernelModel.fit(table, seed),
+            correction=Correction(ModelKind.ZERO),
+            interval=Interval(DEFAULT_HALF_WIDTH, 0.0, 1.0),
+            confidence=confidence,
+            networks=0,
+        )
+        architectures, measured_ms = _medians(space, networks)
+        sums = plain._sums(architectures)
+        targets = np.log(measured_ms * MICROSECONDS_PER_MILLISECOND / sums.latency_us)
+        fit = fit_correction(network_features(sums), targets, seed)
+        interval = Interval.calibrate(
+            fit.residuals, sums.estimated_share, plain.kernel_model.error, confidence
+        )
+        return replace(
+            plain, correction=fit.correction, interval=interval, networks=len(architectures)
+        )
+
+    # --- predicting --------------------------------------------------------------------------------
+
+    def predict(self, architectures: Sequence[Architecture]) -> Predictions:
+        """Predict many at once; that is far faster than one by one.
+
+        The architectures have to lie in the space (`SearchSpace.check` them at the edge).
+        """
+        sums = self._sums(architectures)
+        log_ratio = self.correction.predict(network_features(sums))
+        latency_ms = sums.latency_us * np.exp(log_ratio) / MICROSECONDS_PER_MILLISECOND
+        factor = np.exp(self.interval.half_widths(sums.estimated_share))
+        return Predictions(
+            latency_ms=latency_ms,
+            low_ms=latency_ms / factor,
+            high_ms=latency_ms * factor,
+            estimated_share=sums.estimated_share,
+        )
+
+    def kernel_sums_ms(self, architectures: Sequence[Architecture]) -> Array:
+        """The plain sums of the kernels, before any correction, in milliseconds."""
+        return self._sums(architectures).latency_us / MICROSECONDS_PER_MILLISECOND
+
+    def kernels(self, architecture: Architecture) -> list[KernelLatency]:
+        """The kernels of one network in the order in which they run, with their latencies."""
+        works = workloads(self.space, architecture)
+        estimates = estimate_kernels(self.table, self.kernel_model, works)
+        return [
+            KernelLatency(work, float(latency_us), bool(measured))
+            for work, latency_us, measured in zip(
+                works, estimates.latency_us, estimates.measured, strict=True
+            )
+        ]
+
+    # --- what it is good for -----------------------------------------------------------------------
+
+    def check_matches(self, space: SearchSpace, device_name: str, code_hash: str) -> None:
+        """Raise InputError when it was fitted for another space, device or version of the kernels.
+
+        The number of classes may differ: only the last kernel depends on it (see `for_space`).
+        """
+        reasons = []
+        if space.with_classes(self.space.classes).digest != self.space.digest:
+            reasons.append(f"the search space {space.name!r} has changed")
+        if device_name != self.table.device_name:
+            reasons.append(f"it was fitted for device {self.table.device_name!r}")
+        if code_hash != self.table.code_hash:
+            reasons.append("the kernels have changed since they were measured")
+        if reasons:
+            raise InputError(
+                f"the latency predictor is stale: {' and '.join(reasons)};"
+                f" run `bignas predictor fit {space.name} --device {device_name}`"
+            )
+
+    def for_space(self, space: SearchSpace) -> "LatencyPredictor":
+        """Return the same predictor for a space that differs in name and classes at most.
+
+        Raises InputError for any other space.
+        """
+        self.check_matches(space, self.table.device_name, self.table.code_hash)
+        return replace(self, space=space)
+
+    # --- saving ------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """JSON text, the same for equal predictors."""
+        content = {
+            "space": self.space.to_dict(),
+            "space_digest": self.space.digest,
+            "device_name": self.table.device_name,
+            "code_hash": self.table.code_hash,
+            "kernels_us": self.table.to_dict(),
+            "table_digest": self.table.digest,
+            "kernel_model": self.kernel_model.to_dict(),
+            "correction": self.correction.to_dict(),
+            "interval": {
+                "base": self.interval.base,
+                "kernel_error": self.interval.kernel_error,
+                "quantile": self.interval.quantile,
+            },
+            "confidence": self.confidence,
+            "networks": self.networks,
+        }
+        document = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "sha256": _content_hash(content),
+            "content": content,
+        }
+        return json.dumps(document, allow_nan=False).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "LatencyPredictor":
+        """Inverse of `to_bytes`. Raises InputError for a foreign, damaged or newer file."""
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"not a latency predictor, or a damaged one: {error}") from error
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise InputError("not a latency predictor, but some other JSON file")
+        version = document.get("version")
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"the latency predictor has format version {version!r}, this bignas reads"
+                f" {FORMAT_VERSION}; upgrade bignas or run `bignas predictor fit` again"
+            )
+        damaged = "the latency predictor is damaged; run `bignas predictor fit` again"
+        content = document.get("content")
+        if not isinstance(content, dict) or document.get("sha256") != _content_hash(content):
+            raise InputError(damaged)
+        try:
+            return cls._from_content(content)
+        except (KeyError, TypeError, ValueError, XGBoostError, BignasError) as error:
+            raise InputError(f"{damaged} ({type(error).__name__}: {error})") from error
+
+    @classmethod
+    def _from_content(cls, content: dict[str, Any]) -> "LatencyPredictor":
+        kernels = content["kernels_us"].items()
+        table = KernelTable(
+            {Workload.from_key(key): float(latency_us) for key, latency_us in kernels},
+            device_name=str(content["device_name"]),
+            code_hash=str(content["code_hash"]),
+        )
+        interval = content["interval"]
+        return cls(
+            space=SearchSpace.from_dict(content["space"]),
+            table=table,
+            kernel_model=KernelModel.from_dict(content["kernel_model"]),
+            correction=Correction.from_dict(content["correction"]),
+            interval=Interval(
+                base=float(interval["base"]),
+                kernel_error=float(interval["kernel_error"]),
+                quantile=float(interval["quantile"]),
+            ),
+            confidence=float(content["confidence"]),
+            networks=int(content["networks"]),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write it to a file. Raises OutputError."""
+        write_atomically(path, self.to_bytes())
+
+    @classmethod
+    def load(cls, path: Path) -> "LatencyPredictor":
+        """Read it from a file. Raises InputError naming the file."""
+        try:
+            return cls.from_bytes(path.read_bytes())
+        except OSError as error:
+            raise InputError(
+                f"cannot read the latency predictor {path}: {error.strerror or error};"
+                f" `bignas predictor fit` makes one"
+            ) from error
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+
+def _medians(
+    space: SearchSpace, networks: Sequence[tuple[Architecture, float]]
+) -> tuple[list[Architecture], Array]:
+    """Distinct architectures with the median of their latencies in milliseconds."""
+    samples: dict[Architecture, list[float]] = {}
+    for architecture, measured_ms in networks:
+        space.check(architecture)
+        if not (math.isfinite(measured_ms) and measured_ms > 0):
+            raise InputError(f"a measured latency must be positive, not {measured_ms} ms")
+        samples.setdefault(architecture, []).append(measured_ms)
+    medians = [float(np.median(values)) for values in samples.values()]
+    return list(samples), np.array(medians, dtype=np.float64)
+
+
+def _content_hash(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,81 @@
+"""What a search strategy is, and where strategies are found by name.
+
+A strategy suggests architectures and is told how they did; it never evaluates one itself. It is a
+function of its seed and the trials it was told: a search resumes by telling them again, and two
+calls of `suggest` with nothing told in between give the same answer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Protocol, TypeAlias
+
+from bignas.device_db.errors import InputError
+from bignas.search.evolution import RegularizedEvolution
+from bignas.search.random_search import RandomSearch
+from bignas.search.trial import Trial
+from bignas.supernet.space import Architecture, SearchSpace
+
+__all__ = [
+    "BUILT_IN",
+    "DEFAULT_STRATEGY",
+    "ENTRY_POINT_GROUP",
+    "Strategy",
+    "StrategyFactory",
+    "create_strategy",
+    "strategy_names",
+]
+
+ENTRY_POINT_GROUP = "bignas.strategies"
+DEFAULT_STRATEGY = "evolution"
+
+
+class Strategy(Protocol):
+    """A search algorithm over one space."""
+
+    def suggest(self, count: int) -> list[Architecture]:
+        """Up to `count` distinct architectures of the space it was not told about yet.
+
+        Fewer come back, in the end none, when the space is used up.
+        """
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Learn how architectures did, whether it suggested them itself or not."""
+
+
+StrategyFactory: TypeAlias = Callable[[SearchSpace, int], Strategy]  # space, seed
+
+BUILT_IN: Mapping[str, StrategyFactory] = MappingProxyType(
+    {"evolution": RegularizedEvolution, "random": RandomSearch}
+)
+
+
+def strategy_names() -> list[str]:
+    """Names of all strategies, built in or offered by installed packages."""
+    return sorted({*BUILT_IN, *_outside()})
+
+
+def create_strategy(name: str, space: SearchSpace, seed: int) -> Strategy:
+    """The strategy of this name, new. Raises InputError when there is none or it cannot load.
+
+    Other packages offer a strategy as an entry point of the group `bignas.strategies`: a callable
+    that takes the space and the seed.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name](space, seed)
+    outside = _outside()
+    if name not in outside:
+        raise InputError(
+            f"there is no search strategy {name!r}; choose one of {', '.join(strategy_names())}"
+        )
+    try:
+        factory: StrategyFactory = outside[name].load()
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"the search strategy {name!r} ({outside[name].value}) cannot be loaded: {error}"
+        ) from error
+    return factory(space, seed)
+
+
+def _outside() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}

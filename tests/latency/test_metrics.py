@@ -1,0 +1,39 @@
+"""Properties of the figures that `predictor evaluate` reports."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bignas.latency.metrics import coverage, mape, spearman, within
+
+
+def test_a_perfect_prediction_has_perfect_figures() -> None:
+    measured = [1.0, 2.0, 4.0]
+    assert mape(measured, measured) == 0
+    assert within(measured, measured, 0.0) == 1
+    assert spearman(measured, measured) == pytest.approx(1)
+    assert coverage(measured, measured, measured) == 1
+
+
+def test_errors_are_relative_to_the_measured_value() -> None:
+    assert mape([1.1, 1.8], [1.0, 2.0]) == pytest.approx(0.1)
+    assert within([1.04, 2.5], [1.0, 2.0], 0.05) == 0.5
+
+
+def test_ranks_ignore_the_scale_and_are_undefined_for_constants() -> None:
+    measured = np.array([1.0, 2.0, 3.0, 5.0])
+    assert spearman(measured**3, measured) == pytest.approx(1)
+    assert spearman(-measured, measured) == pytest.approx(-1)
+    assert math.isnan(spearman([1.0, 1.0], [1.0, 2.0]))
+    assert math.isnan(spearman([1.0], [1.0]))
+
+
+def test_coverage_counts_the_ends_of_an_interval() -> None:
+    assert coverage([1, 1, 1], [2, 2, 2], [1, 2, 2.1]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(("first", "second"), [([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0])])
+def test_meaningless_input_is_refused(first: list[float], second: list[float]) -> None:
+    with pytest.raises(ValueError):
+        mape(first, second)
