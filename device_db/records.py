@@ -406,6 +406,17 @@ class Device:
         for name in ("threads", "cores", "memory_bytes"):
             _require_integer(name, getattr(self, name), 1, TargetError)
 
+    @property
+    def machine_digest(self) -> str:
+        """Sixteen hexadecimal digits, equal for devices whose latencies may be compared."""
+        return _digest(
+            {
+                "target": self.target.to_dict(),
+                "threads": self.threads,
+                "cpu_model": self.cpu_model,
+            }
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, one a field."""
         return {
