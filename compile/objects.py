@@ -1,0 +1,43 @@
+"""A folder of built kernels, so that a network is linked instead of compiled.
+
+Keyed by kernel generators, target, workload and schedule; an object that is missing is built again
+and, since builds are deterministic, comes out the same.
+"""
+
+import os
+from pathlib import Path
+
+from bignas.compile.codegen import build_object, code_hash, symbol_of
+from bignas.compile.schedule import Schedule
+from bignas.device_db.files import write_atomically
+from bignas.device_db.records import Target, Workload
+from platformdirs import user_cache_dir
+
+__all__ = ["ObjectCache", "cache_folder"]
+
+
+def cache_folder() -> Path:
+    """Return where derived files are kept: $BIGNAS_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("BIGNAS_CACHE") or user_cache_dir("bignas"))
+
+
+class ObjectCache:
+    """Objects of one target."""
+
+    def __init__(self, target: Target, folder: Path | None = None) -> None:
+        self.target = target
+        root = folder if folder is not None else cache_folder() / "objects"
+        self.folder = root / f"{code_hash()}-{target.digest}"
+
+    def path(self, workload: Workload, schedule: Schedule) -> Path:
+        """Return the object file of a kernel, built when it is missing.
+
+        Raises:
+            ToolchainError: the kernel cannot be built.
+            OutputError: the cache cannot be written.
+        """
+        path = self.folder / f"{symbol_of(workload, schedule)}.o"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, build_object(workload, schedule, self.target))
+        return path

@@ -1,0 +1,139 @@
+"""Schedules: the few tile sizes worth trying for a workload on a target.
+
+A candidate set is pruned by a register model before anything is built: an accumulator tile of
+`tile x vectors` registers must leave room for weights, inputs and the compiler's copies
+in the register file, else the inner loop spills.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+from bignas.device_db.errors import InputError
+from bignas.device_db.records import Operator, Target, Workload
+
+__all__ = ["Schedule", "candidates", "column_groups", "vector_chunks"]
+
+MAX_CANDIDATES = 6
+MAX_TILE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How one kernel is tiled.
+
+    `tile` positions (pixels) by `vectors` channel vectors are accumulated in registers at once; the
+    reduction loop is unrolled `unroll` times.
+    """
+
+    tile: int = 1
+    vectors: int = 1
+    unroll: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.tile, self.vectors, self.unroll) < 1:
+            raise InputError(f"a schedule needs positive factors, not {self}")
+
+    def to_text(self) -> str:
+        """Return the canonical text form that is stored with measurements."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_text(cls, text: str) -> "Schedule":
+        """Return the schedule of a text form. Raises InputError when it is none."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"not a schedule: {text[:80]!r}") from error
+
+
+def vector_chunks(channels: int, lanes: int) -> tuple[tuple[int, int], ...]:
+    """Split channels into vectors (offset, lanes): full ones, then halves down to single lanes."""
+    chunks: list[tuple[int, int]] = []
+    offset = 0
+    width = lanes
+    while offset < channels:
+        while width > channels - offset:
+            width //= 2
+        chunks.append((offset, width))
+        offset += width
+    return tuple(chunks)
+
+
+def column_groups(channels: int, lanes: int, vectors: int) -> tuple[tuple[int, int], ...]:
+    """Split channels into groups (offset, width) of at most `vectors` full vectors.
+
+    Weights are packed group by group, so this split is shared by the kernels and by the packing.
+    """
+    width = lanes * vectors
+    return tuple((start, min(width, channels - start)) for start in range(0, channels, width))
+
+
+def candidates(workload: Workload, target: Target) -> tuple[Schedule, ...]:
+    """Return the schedules worth measuring, the best guess first."""
+    lanes, registers = target.vector_lanes, target.vector_registers
+    match workload.operator:
+        case Operator.POINTWISE | Operator.CONV:
+            pixels = (
+                workload.height * workload.width
+                if workload.operator is Operator.POINTWISE
+                else workload.out_width
+            )
+            return _register_tiles(pixels, workload.out_channels, lanes, registers)
+        case Operator.DEPTHWISE:
+            return _depthwise_tiles(workload, lanes, registers)
+        case Operator.GLOBAL_POOL | Operator.SCALE:
+            widest = -(-workload.out_channels // lanes)
+            return tuple(Schedule(1, vectors, 1) for vectors in (4, 8) if vectors <= max(widest, 4))
+
+
+def _register_tiles(
+    pixels: int, channels: int, lanes: int, registers: int
+) -> tuple[Schedule, ...]:
+    """Tiles of a matrix product, ranked by estimated issue slots and pruned by registers.
+
+    LLVM rotates accumulators through spare registers, so that measured kernels lose a third of their
+    speed once the tile fills more than about two thirds of the register file.
+    """
+    accumulators = registers * 2 // 3
+    column_vectors = len(vector_chunks(channels, lanes))
+    most_vectors = 8 if pixels == 1 else 4
+    families: list[list[tuple[float, Schedule]]] = []
+    for vectors in range(1, min(most_vectors, column_vectors) + 1):
+        family = [
+            (_issue_slots(pixels, tile, column_vectors, vectors), Schedule(tile, vectors))
+            for tile in range(1, min(pixels, accumulators // vectors, MAX_TILE) + 1)
+        ]
+        family.sort(key=lambda entry: (entry[0], -entry[1].tile))
+        families.append(family)
+    # the best of each width of group first, so that a wrong cost model hides no whole family
+    leaders = sorted((family[0] for family in families), key=lambda entry: entry[0])
+    others = sorted((entry for family in families for entry in family[1:3]), key=lambda e: e[0])
+    return tuple(schedule for _, schedule in (leaders + others)[:MAX_CANDIDATES])
+
+
+def _issue_slots(pixels: int, tile: int, column_vectors: int, vectors: int) -> float:
+    """Estimate the issue slots of one reduction step over all tiles of a matrix product."""
+    groups = -(-column_vectors // vectors)
+    full, rest = divmod(pixels, tile)
+    slots = 0.0
+    for rows, count in ((tile, full), (rest, 1 if rest else 0)):
+        multiply_adds = rows * column_vectors
+        loads = column_vectors + rows * groups
+        slots += count * max(multiply_adds + 0.1 * loads, 4.0 * groups)
+    return slots
+
+
+def _depthwise_tiles(workload: Workload, lanes: int, registers: int) -> tuple[Schedule, ...]:
+    """Tiles of a depthwise convolution: pixels of one output row by vectors of channels."""
+    vectors_present = len(vector_chunks(workload.out_channels, lanes))
+    wanted = [(8, 1, 1), (4, 2, 1), (6, 1, 1), (8, 1, 2), (4, 2, 2)]
+    if workload.out_width < 8:
+        wanted.insert(0, (workload.out_width, 1, 2))
+    result: list[Schedule] = []
+    for tile, vectors, unroll in wanted:
+        schedule = Schedule(min(tile, workload.out_width), vectors, unroll)
+        accumulators = schedule.tile * vectors
+        fits = accumulators + 2 * vectors + 1 <= registers and vectors <= vectors_present
+        if fits and schedule not in result:
+            result.append(schedule)
+    return tuple(result)[:MAX_CANDIDATES] or (Schedule(min(4, workload.out_width)),)
