@@ -1,0 +1,195 @@
+"""Trained supernets on disk: one safetensors file with the weights and all that explains them.
+
+Format 1: tensors by the names of `Supernet.state_dict`, float32; the header's metadata has one key,
+"bignas", whose text is a JSON object (one key, because the order of several is not reproducible).
+Equal checkpoints have equal bytes. Nothing is ever unpickled.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bignas.device_db.errors import CheckpointError, SpaceError
+from bignas.device_db.files import write_atomically
+from bignas.supernet.data import ImageData
+from bignas.supernet.network import Supernet
+from bignas.supernet.space import SearchSpace
+
+__all__ = [
+    "Checkpoint",
+    "load_checkpoint",
+    "read_checkpoint",
+    "read_tensors",
+    "save_checkpoint",
+    "shipped_checkpoints",
+    "write_tensors",
+]
+
+_FORMAT = 1
+_KIND = "supernet"
+_HEADER = "bignas"
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A supernet and what it was trained on.
+
+    `mean` and `std` belong to the weights: images are normalised by them, whatever the data.
+    `config` is the training configuration in JSON form. `step` counts optimizer steps, `epochs_done`
+    complete epochs.
+    """
+
+    space: SearchSpace
+    weights: Mapping[str, Tensor] = field(repr=False)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    data_name: str
+    data_digest: str
+    step: int
+    epochs_done: int
+    config: Mapping[str, Any]
+
+    def network(self) -> Supernet:
+        """The supernet with these weights. Raises CheckpointError when they do not fit the space."""
+        network = Supernet(self.space)
+        expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+        found = {name: tensor.shape for name, tensor in self.weights.items()}
+        if expected != found:
+            wrong = sorted(
+                name
+                for name in expected.keys() | found.keys()
+                if expected.get(name) != found.get(name)
+            )
+            raise CheckpointError(
+                f"the weights do not fit space {self.space.name!r}, for example {wrong[0]}"
+            )
+        for name, tensor in self.weights.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"weight {name} holds values that are not finite")
+        network.load_state_dict(dict(self.weights))
+        return network.requires_grad_(False)
+
+    def check_data(self, data: ImageData) -> None:
+        """Raise CheckpointError unless `data` has the classes this supernet was trained for."""
+        if data.classes != self.classes:
+            raise CheckpointError(
+                f"the supernet was trained for the {len(self.classes)} classes of"
+                f" {self.data_name!r}, data {data.name!r} has {len(data.classes)} others"
+            )
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write atomically; OutputError when the file cannot be written."""
+    description = {
+        "space": checkpoint.space.to_dict(),
+        "mean": list(checkpoint.mean),
+        "std": list(checkpoint.std),
+        "classes": list(checkpoint.classes),
+        "data_name": checkpoint.data_name,
+        "data_digest": checkpoint.data_digest,
+        "step": checkpoint.step,
+        "epochs_done": checkpoint.epochs_done,
+        "config": dict(checkpoint.config),
+    }
+    write_tensors(path, _KIND, checkpoint.weights, description)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; CheckpointError when it is missing, corrupt, foreign or newer."""
+    weights, description = read_tensors(path, _KIND)
+    try:
+        return Checkpoint(
+            SearchSpace.from_dict(description["space"]),
+            weights,
+            tuple(float(value) for value in description["mean"]),
+            tuple(float(value) for value in description["std"]),
+            tuple(str(name) for name in description["classes"]),
+            str(description["data_name"]),
+            str(description["data_digest"]),
+            int(description["step"]),
+            int(description["epochs_done"]),
+            dict(description["config"]),
+        )
+    except (KeyError, TypeError, ValueError, SpaceError) as error:
+        raise CheckpointError(f"{path} has a malformed description: {error}") from None
+
+
+def load_checkpoint(name_or_path: str | Path) -> tuple[Supernet, Checkpoint]:
+    """Load a shipped supernet by name, or a checkpoint file. Raises CheckpointError."""
+    known = shipped_checkpoints()
+    if name_or_path in known:
+        with resources.as_file(_folder() / f"{name_or_path}{_SUFFIX}") as path:
+            checkpoint = read_checkpoint(path)
+    else:
+        checkpoint = read_checkpoint(Path(name_or_path))
+    try:
+        return checkpoint.network(), checkpoint
+    except CheckpointError as error:
+        raise CheckpointError(f"{name_or_path}: {error}") from None
+
+
+def shipped_checkpoints() -> tuple[str, ...]:
+    """Names of the supernets that ship with the package, sorted."""
+    folder = _folder()
+    if not folder.is_dir():
+        return ()
+    names = (entry.name for entry in folder.iterdir())
+    return tuple(sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)))
+
+
+def write_tensors(
+    path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]
+) -> None:
+    """Write float32 tensors and a JSON description atomically; OutputError when that fails."""
+    header = {"kind": kind, "format": _FORMAT, **description}
+    plain = {
+        name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()
+    }
+    metadata = {_HEADER: json.dumps(header, sort_keys=True)}
+    write_atomically(path, safetensors.torch.save(plain, metadata))
+
+
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote as that kind; CheckpointError when it is anything else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint {path}{_known()}") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from None
+    try:
+        description = json.loads(metadata.get(_HEADER, "null"))
+    except ValueError:
+        description = None
+    if not isinstance(description, dict) or description.get("kind") != kind:
+        raise CheckpointError(f"{path} is not a bignas {kind}")
+    version = description.get("format")
+    if version != _FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}, this version of bignas reads format {_FORMAT}"
+        )
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise CheckpointError(f"{path} holds weights that are not float32")
+    return tensors, description
+
+
+def _known() -> str:
+    names = shipped_checkpoints()
+    return f": give a file or one of {', '.join(names)}" if names else ": give a file"
+
+
+def _folder() -> Traversable:
+    return resources.files("bignas.supernet") / "shipped"

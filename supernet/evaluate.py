@@ -1,0 +1,99 @@
+"""Accuracy of children as they are: batch norm recalibrated, nothing retrained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bignas.device_db.errors import DataError
+from bignas.supernet.calibrate import calibrate
+from bignas.supernet.child import Child
+from bignas.supernet.data import ImageData, Split, preprocess
+from bignas.supernet.network import Supernet
+from bignas.supernet.space import Architecture
+
+__all__ = ["Evaluation", "evaluate", "evaluate_architectures", "extract_calibrated", "predict"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Top-1 accuracy (0 to 1) of one architecture, with its MACs and parameters."""
+
+    arch: Architecture
+    top1: float
+    macs: int
+    params: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "arch": self.arch.to_dict(),
+            "top1": self.top1,
+            "macs": self.macs,
+            "params": self.params,
+        }
+
+
+def predict(
+    child: Child,
+    images: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Logits, float32 [N, classes], of raw images, uint8 [N, H, W, 3]."""
+    resolution = child.architecture.resolution
+    logits = [np.empty((0, child.space.classes), dtype=np.float32)]
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            batch = preprocess(images[start : start + batch_size], resolution, mean, std)
+            logits.append(child(batch).numpy())
+    return np.concatenate(logits)
+
+
+def evaluate(
+    child: Child, split: Split, mean: Sequence[float], std: Sequence[float], batch_size: int = 256
+) -> float:
+    """Share of the images of `split` whose class gets the highest logit. Raises DataError."""
+    if len(split) == 0:
+        raise DataError("there are no images to evaluate on")
+    predictions = predict(child, split.images, mean, std, batch_size).argmax(axis=1)
+    return float(np.mean(predictions == split.labels))
+
+
+def extract_calibrated(network: Supernet, arch: Architecture, data: ImageData) -> Child:
+    """The child `arch` with batch-norm statistics of the calibration split."""
+    network.space.check(arch)
+    images = preprocess(data.calibration.images, arch.resolution, data.mean, data.std)
+    return network.extract(arch, calibrate(network, arch, images))
+
+
+def evaluate_architectures(
+    network: Supernet,
+    archs: Sequence[Architecture],
+    data: ImageData,
+    split: str,
+    max_images: int | None = None,
+) -> list[Evaluation]:
+    """Calibrate and evaluate every architecture on the first `max_images` images of `split`.
+
+    Raises ArchitectureError for architectures outside the network's space, and DataError for an
+    unknown split or another number of classes.
+    """
+    if network.space.classes != len(data.classes):
+        raise DataError(
+            f"data {data.name!r} has {len(data.classes)} classes, the network"
+            f" {network.space.classes}"
+        )
+    chosen = data.split(split)
+    if max_images is not None:
+        chosen = chosen.take(np.arange(min(max_images, len(chosen))))
+    evaluations = []
+    for arch in archs:
+        child = extract_calibrated(network, arch, data)
+        top1 = evaluate(child, chosen, data.mean, data.std)
+        space = network.space
+        evaluations.append(Evaluation(arch, top1, space.macs(arch), space.params(arch)))
+    return evaluations

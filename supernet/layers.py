@@ -1,0 +1,159 @@
+"""Elastic layers: the biggest weights, of which each child uses a slice.
+
+Decisions
+- A unit is told which `Layer` it is to be and keeps no state of it. Smaller children use the first
+  channels (`weight[:out, :in]`) and the centre of the kernel; nothing is masked.
+- There are no running statistics. How a batch norm normalises is passed in as a `Normalize`
+  function: by the batch in training, by given statistics after calibration.
+- Convolution, batch norm, residual sum and activation are one unit, because they are one kernel in
+  the binary.
+
+Source: Yu et al., "BigNAS", ECCV 2020; slicing as in Yu et al., "Slimmable Neural Networks",
+ICLR 2019.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bignas.device_db.errors import ArchitectureError
+from bignas.device_db.records import Activation, Operator
+from bignas.supernet.space import Layer
+
+__all__ = [
+    "EPSILON",
+    "BatchNormStatistics",
+    "ElasticLinear",
+    "ElasticUnit",
+    "Normalize",
+    "batch_normalize",
+    "fixed_normalize",
+]
+
+EPSILON = 1e-5  # of every batch norm, in the supernet and in its children
+
+BatchNormStatistics = Mapping[str, tuple[Tensor, Tensor]]
+"""Mean and variance, each [channels], by the name of the layer they normalise."""
+
+Normalize = Callable[[str, Tensor, Tensor, Tensor], Tensor]
+"""(layer name, input [N, C, H, W], scale [C], shift [C]) -> normalised input."""
+
+_FUNCTIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        Activation.RELU: functional.relu,
+        Activation.RELU6: functional.relu6,
+        Activation.HARD_SWISH: functional.hardswish,
+        Activation.SWISH: functional.silu,
+        Activation.SIGMOID: torch.sigmoid,
+        Activation.HARD_SIGMOID: functional.hardsigmoid,
+    }
+)
+
+
+def batch_normalize(name: str, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Normalise by the statistics of the batch, as in training. A `Normalize`."""
+    del name
+    return functional.batch_norm(x, None, None, scale, shift, training=True, eps=EPSILON)
+
+
+def fixed_normalize(statistics: BatchNormStatistics) -> Normalize:
+    """A `Normalize` that uses given statistics.
+
+    It raises ArchitectureError when they were calibrated for another architecture.
+    """
+
+    def normalize(name: str, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        if name not in statistics or len(statistics[name][0]) != x.shape[1]:
+            raise ArchitectureError(f"the statistics of {name} are those of another architecture")
+        mean, variance = statistics[name]
+        return functional.batch_norm(x, mean, variance, scale, shift, training=False, eps=EPSILON)
+
+    return normalize
+
+
+class ElasticUnit(nn.Module):
+    """Convolution with batch norm (or bias), residual sum and activation, at any smaller size."""
+
+    def __init__(
+        self, out_channels: int, in_channels: int, kernel: int, *, depthwise: bool, normalized: bool
+    ) -> None:
+        super().__init__()
+        fan_in = 1 if depthwise else in_channels
+        self.weight = nn.Parameter(torch.zeros(out_channels, fan_in, kernel, kernel))
+        self.scale = nn.Parameter(torch.ones(out_channels)) if normalized else None
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def initialise(self, generator: torch.Generator, *, zero_scale: bool) -> None:
+        """He initialisation by fan-out; a zero scale silences the unit until it has learnt."""
+        out_channels, fan_in, kernel, _ = self.weight.shape
+        fan_out = kernel * kernel * (1 if fan_in == 1 else out_channels)
+        with torch.no_grad():
+            self.weight.normal_(0.0, math.sqrt(2.0 / fan_out), generator=generator)
+            if self.scale is not None:
+                self.scale.fill_(0.0 if zero_scale else 1.0)
+            self.bias.zero_()
+
+    def kernel_for(self, layer: Layer) -> Tensor:
+        """The weights that `layer` uses, [out, in, kernel, kernel] (in = 1 when depthwise)."""
+        margin = (self.weight.shape[-1] - layer.kernel) // 2
+        inner = slice(margin, margin + layer.kernel)
+        fan_in = 1 if layer.operator is Operator.DEPTHWISE else layer.in_channels
+        return self.weight[: layer.out_channels, :fan_in, inner, inner]
+
+    def slices(self, layer: Layer) -> dict[str, Tensor]:
+        """The parameters that `layer` uses, by their names in the child's `ConvUnit`."""
+        bias = self.bias[: layer.out_channels]
+        if self.scale is None:
+            return {"conv.weight": self.kernel_for(layer), "conv.bias": bias}
+        return {
+            "conv.weight": self.kernel_for(layer),
+            "norm.weight": self.scale[: layer.out_channels],
+            "norm.bias": bias,
+        }
+
+    def forward(
+        self, x: Tensor, layer: Layer, normalize: Normalize, residual: Tensor | None = None
+    ) -> Tensor:
+        """Apply the unit as `layer` to x [N, in, H, W]."""
+        bias = self.bias[: layer.out_channels]
+        groups = layer.in_channels if layer.operator is Operator.DEPTHWISE else 1
+        y = functional.conv2d(
+            x,
+            self.kernel_for(layer),
+            bias if self.scale is None else None,
+            stride=layer.stride,
+            padding=layer.padding,
+            groups=groups,
+        )
+        if self.scale is not None:
+            y = normalize(layer.name, y, self.scale[: layer.out_channels], bias)
+        if residual is not None:
+            y = y + residual
+        return y if layer.activation is Activation.NONE else _FUNCTIONS[layer.activation](y)
+
+
+class ElasticLinear(nn.Module):
+    """The classifier; smaller children use the first inputs."""
+
+    def __init__(self, classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, in_channels))
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Small random weights, zero bias."""
+        with torch.no_grad():
+            self.weight.normal_(0.0, 0.01, generator=generator)
+            self.bias.zero_()
+
+    def slices(self, layer: Layer) -> dict[str, Tensor]:
+        """The parameters that `layer` uses, by their names in the child's classifier."""
+        return {"weight": self.weight[:, : layer.in_channels], "bias": self.bias}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [N, classes] of features x [N, in]."""
+        return functional.linear(x, self.weight[:, : x.shape[1]], self.bias)
