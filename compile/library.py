@@ -1,0 +1,86 @@
+"""A compiled network loaded into this process: run it and time it through its C interface."""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bignas.device_db.errors import BundleError
+
+__all__ = ["NetworkLibrary"]
+
+ABI = 1
+ALIGNMENT = 64
+
+
+class NetworkLibrary:
+    """The shared library of a network.
+
+    Raises:
+        BundleError: the file is no library of this version's interface.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._library = ctypes.CDLL(str(path.resolve()))
+            self._declare()
+        except (OSError, AttributeError) as error:
+            raise BundleError(f"{path} is not a network library: {error}") from error
+        if self._library.bignas_abi() != ABI:
+            raise BundleError(
+                f"{path} has interface version {self._library.bignas_abi()}, expected {ABI}"
+            )
+        self.input_floats = int(self._library.bignas_input_floats())
+        self.output_floats = int(self._library.bignas_output_floats())
+        self._workspace = aligned_floats(int(self._library.bignas_workspace_bytes()) // 4)
+
+    def _declare(self) -> None:
+        size, pointer = ctypes.c_size_t, ctypes.c_void_p
+        for name in ("bignas_input_floats", "bignas_output_floats", "bignas_workspace_bytes"):
+            function = getattr(self._library, name)
+            function.restype, function.argtypes = size, []
+        self._library.bignas_run.argtypes = [pointer] * 3
+        self._library.bignas_time.argtypes = [pointer] * 3 + [ctypes.c_int] * 2 + [pointer]
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Return outputs [n, classes] for images [n, channels, height, width], float32.
+
+        Raises:
+            BundleError: the images have another size than the network's input.
+        """
+        images = np.ascontiguousarray(images, np.float32)
+        if images.ndim != 4 or images[0].size != self.input_floats:
+            raise BundleError(
+                f"the network takes {self.input_floats} values an image, got {images.shape[1:]}"
+            )
+        outputs = aligned_floats(len(images) * self.output_floats)
+        outputs = outputs.reshape(len(images), self.output_floats)
+        for image, output in zip(images, outputs, strict=True):
+            self._library.bignas_run(_pointer(image), _pointer(output), _pointer(self._workspace))
+        return outputs
+
+    def time(self, image: np.ndarray, inner: int, count: int) -> np.ndarray:
+        """Return `count` samples in nanoseconds, each the mean of `inner` runs in a row."""
+        image = np.ascontiguousarray(image, np.float32)
+        output = aligned_floats(self.output_floats)
+        samples = np.zeros(count, np.float64)
+        self._library.bignas_time(
+            _pointer(image),
+            _pointer(output),
+            _pointer(self._workspace),
+            inner,
+            count,
+            _pointer(samples),
+        )
+        return samples
+
+
+def aligned_floats(count: int) -> np.ndarray:
+    """Return a zeroed float32 array that starts at a multiple of 64 bytes."""
+    raw = np.zeros(count * 4 + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + count * 4].view(np.float32)
+
+
+def _pointer(values: np.ndarray) -> Any:
+    return ctypes.c_void_p(values.ctypes.data)

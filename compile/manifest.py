@@ -1,0 +1,125 @@
+"""The manifest of a bundle: what is in it, what it was made of, what was promised and measured.
+
+The file is canonical JSON that carries its own hash, so that any changed byte of it is found.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from bignas.device_db.errors import BundleError
+
+__all__ = ["FORMAT_VERSION", "FileEntry", "KernelEntry", "Latency", "Manifest"]
+
+FORMAT_VERSION = 1
+# History: 1 first version.
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """Hash and size of one file of the bundle."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelEntry:
+    """One kernel in the order of calls; its table latency in microseconds where it was measured."""
+
+    workload: str
+    schedule: str
+    latency_us: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """A latency with its kind: predicted ones have an interval, measured ones quantiles."""
+
+    kind: str
+    device: str
+    latency_ms: float
+    interval_ms: tuple[float, float] | None = None
+    min_ms: float | None = None
+    p90_ms: float | None = None
+    samples: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that a bundle says of itself. Sizes in bytes, latencies in milliseconds."""
+
+    name: str
+    bignas_version: str
+    compiler: str
+    code_hash: str
+    target: dict[str, Any]
+    device: str
+    threads: int
+    space: str | None
+    space_digest: str | None
+    architecture: dict[str, Any] | None
+    macs: int
+    weights_bytes: int
+    workspace_bytes: int
+    input: dict[str, Any]
+    output: dict[str, Any]
+    kernels: tuple[KernelEntry, ...]
+    predicted: Latency | None
+    measured: Latency | None
+    tolerance: float
+    files: dict[str, FileEntry]
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest file: canonical JSON with the format version and its own hash."""
+        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        content["manifest_sha256"] = _hash(content)
+        return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return the manifest of a file's bytes.
+
+        Raises:
+            BundleError: not a manifest, of a newer version, or changed after it was written.
+        """
+        try:
+            content = json.loads(data)
+            version = content.pop("format_version")
+            claimed = content.pop("manifest_sha256")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise BundleError("manifest.json is damaged or no manifest of a bundle") from error
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"the bundle has format version {version}, this bignas reads {FORMAT_VERSION};"
+                " install the version that wrote it"
+            )
+        if claimed != _hash({"format_version": version, **content}):
+            raise BundleError("manifest.json was changed after it was written: its hash differs")
+        try:
+            content["kernels"] = tuple(KernelEntry(**entry) for entry in content["kernels"])
+            content["files"] = {
+                name: FileEntry(**entry) for name, entry in content["files"].items()
+            }
+            for key in ("predicted", "measured"):
+                content[key] = _latency(content[key])
+            manifest = cls(**content)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise BundleError(f"manifest.json is damaged: {error}") from error
+        if manifest.to_bytes() != data:
+            raise BundleError("manifest.json was changed after it was written: its text differs")
+        return manifest
+
+
+def _latency(entry: dict[str, Any] | None) -> Latency | None:
+    if entry is None:
+        return None
+    interval = entry.get("interval_ms")
+    return Latency(**{**entry, "interval_ms": None if interval is None else tuple(interval)})
+
+
+def _hash(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

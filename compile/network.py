@@ -1,0 +1,97 @@
+"""A kernel graph -> a shared library: built kernels, the call plan and the small C runtime, linked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+from bignas.compile.codegen import symbol_of
+from bignas.compile.graph import INPUT, KernelCall, KernelGraph
+from bignas.compile.objects import ObjectCache
+from bignas.compile.plan import Plan, make_plan
+from bignas.compile.schedule import Schedule
+from bignas.compile.toolchain import link_shared_library
+from bignas.compile.workload import workloads
+from bignas.device_db.records import Operator, Workload
+from bignas.supernet.space import Architecture, SearchSpace
+
+__all__ = ["CompiledNetwork", "build_network", "graph_with_random_weights"]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledNetwork:
+    """A linked network: the library's bytes, and what went into it."""
+
+    library: bytes
+    graph: KernelGraph
+    schedules: tuple[Schedule, ...]
+    plan: Plan
+
+
+def build_network(
+    graph: KernelGraph, schedules: Mapping[Workload, Schedule], cache: ObjectCache
+) -> CompiledNetwork:
+    """Link a network from cached kernels; nothing is measured.
+
+    Raises:
+        ToolchainError: a kernel cannot be built, or the linker is missing or fails.
+        KeyError: a workload of the graph has no schedule.
+    """
+    chosen = tuple(schedules[call.workload] for call in graph.calls)
+    plan = make_plan(graph, chosen, cache.target.vector_lanes)
+    objects = {
+        symbol_of(call.workload, schedule): cache.path(call.workload, schedule)
+        for call, schedule in zip(graph.calls, chosen, strict=True)
+    }
+    runner = resources.files("bignas.compile.runner")
+    sources = {
+        "network.c": plan.source.encode(),
+        "runtime.c": runner.joinpath("runtime.c").read_bytes(),
+        "bignas.h": runner.joinpath("bignas.h").read_bytes(),
+        "weights.bin": plan.weights,
+    }
+    library = link_shared_library(sources, tuple(objects.values()), cache.target)
+    return CompiledNetwork(library, graph, chosen, plan)
+
+
+def graph_with_random_weights(
+    space: SearchSpace, architecture: Architecture, seed: int = 0
+) -> KernelGraph:
+    """Return the kernels of an architecture with weights of the usual scale but no training.
+
+    Latency does not depend on the values of weights, so subnets can be measured before, and much
+    faster than, a child is trained and exported. A test holds the call plan of such a network equal
+    to that of the exported child.
+    """
+    random = np.random.default_rng(seed)
+    calls: list[KernelCall] = []
+    value = block_input = gated = INPUT
+    block = ""
+    layers = space.layers(architecture)
+    for layer, workload in zip(layers, workloads(space, architecture), strict=True):
+        prefix = layer.name.rpartition(".")[0]
+        if prefix != block:
+            block, block_input = prefix, value
+        source, other = value, block_input if workload.residual else None
+        if workload.operator is Operator.GLOBAL_POOL:
+            gated = value
+        elif workload.operator is Operator.SCALE:
+            source, other = gated, value
+        value = layer.name
+        calls.append(_random_call(workload, source, value, other, random))
+    size = architecture.resolution
+    return KernelGraph(tuple(calls), (space.in_channels, size, size), space.classes)
+
+
+def _random_call(
+    workload: Workload, source: str, output: str, other: str | None, random: np.random.Generator
+) -> KernelCall:
+    channels, kernel = workload.out_channels, workload.kernel
+    weights = None
+    if workload.weight_count:
+        inner = workload.weight_count // (channels * kernel * kernel)
+        scale = np.sqrt(2.0 / (inner * kernel * kernel))
+        shape = (channels, inner, kernel, kernel)
+        weights = (random.standard_normal(shape) * scale).astype(np.float32)
+    bias = np.full(channels, 0.1, np.float32)
+    return KernelCall(workload, source, output, other, weights, bias)
