@@ -45,8 +45,8 @@ class Checkpoint:
     """A supernet and what it was trained on.
 
     `mean` and `std` belong to the weights: images are normalised by them, whatever the data.
-    `config` is the training configuration in JSON form. `step` counts optimizer steps, `epochs_done`
-    complete epochs.
+    `config` is the training configuration in JSON form. `step` counts optimizer steps and
+    `epochs_done` complete epochs.
     """
 
     space: SearchSpace
@@ -61,7 +61,7 @@ class Checkpoint:
     config: Mapping[str, Any]
 
     def network(self) -> Supernet:
-        """The supernet with these weights. Raises CheckpointError when they do not fit the space."""
+        """The supernet with these weights; CheckpointError when they do not fit the space."""
         network = Supernet(self.space)
         expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
         found = {name: tensor.shape for name, tensor in self.weights.items()}

@@ -8,7 +8,7 @@ Decisions
   nothing is selected on the images that are reported. Where a data set brings a validation split
   and no test split, that split is the test split; where it brings neither, both are carved.
 - If the training images differ in size or are not square, each is cropped to its central square
-  and resized to their median shorter side, at most 256 pixels. All splits follow the training
+  and resized to their median shorter side, at most 320 pixels. All splits follow the training
   images.
 """
 
@@ -27,7 +27,7 @@ from typing import Any
 import datasets
 import numpy as np
 import psutil
-import pyarrow
+import pyarrow as pa
 import torch
 from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import load_digits
@@ -44,7 +44,7 @@ _SPLIT_SEED = 20200824
 _MOST_VALIDATION = 5000
 _MOST_CALIBRATION = 2048
 _FEWEST_TRAINING = 10
-_LARGEST_SIDE = 256
+_LARGEST_SIDE = 320
 _CHUNK = 2048  # images handled at once where whole arrays would need much memory
 _ALIASES = {
     "train": ("train", "training"),
@@ -227,7 +227,7 @@ class _Source:
     """One undecoded split: table, the names of its two columns, and the class names."""
 
     origin: str
-    table: Any  # pyarrow.Table, which ships no types
+    table: Any  # pa.Table, which ships no types
     image_column: str
     label_column: str
     classes: tuple[str, ...]
@@ -310,7 +310,7 @@ def _read(name_or_folder: str) -> dict[str, _Source]:
         KeyError,
         RuntimeError,
         datasets.exceptions.DatasetsError,
-        pyarrow.ArrowException,
+        pa.ArrowException,
     ) as error:
         raise DataError(f"cannot load data {name_or_folder!r}: {_line(error)}") from None
     sources = {}

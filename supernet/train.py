@@ -1,0 +1,418 @@
+"""Training a supernet once, so that all its children work as they are (BigNAS).
+
+Each step sums the gradients of the biggest child, the smallest and a few random ones (sandwich
+rule); the biggest learns from the labels, the others from its outputs (in-place distillation); then
+the optimizer takes one step. `recipe.py` says what a step consists of.
+
+Files, for `--out CKPT`
+- CKPT: the weights, the deliverable.
+- CKPT.state: weights and momentum at some step, all that resuming needs. It is written first; a
+  crash between the two leaves CKPT one save behind, and the next run brings it up to date.
+- CKPT.metrics.jsonl: one JSON object a line; lines after the step that is resumed from are dropped.
+
+A run that was killed and started again computes the weights of an uninterrupted run, to the bit, on
+the same machine with the same number of threads.
+
+Source: Yu et al., "BigNAS: Scaling Up Neural Architecture Search with Big Single-Stage Models",
+ECCV 2020.
+"""
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bignas.device_db.errors import CheckpointError, DataError, OutputError, TrainingError
+from bignas.device_db.files import require_writable, write_atomically
+from bignas.supernet.checkpoint import (
+    Checkpoint,
+    read_checkpoint,
+    read_tensors,
+    save_checkpoint,
+    write_tensors,
+)
+from bignas.supernet.data import ImageData, Split, preprocess
+from bignas.supernet.layers import batch_normalize
+from bignas.supernet.network import Supernet
+from bignas.supernet.recipe import (
+    Purpose,
+    Regularize,
+    Schedule,
+    TrainConfig,
+    draw_architectures,
+    draw_batch,
+    generator,
+    learning_rate,
+)
+from bignas.supernet.space import Architecture, SearchSpace
+
+__all__ = ["Regularize", "Schedule", "TrainConfig", "TrainProgress", "train"]
+
+_STATE_KIND = "training state"
+_WEIGHTS = "weights."
+_MOMENTUM = "momentum."
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """Where training stands after a step. `loss` is that of the first (biggest) child."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    loss: float
+    images_per_second: float
+    eta_seconds: float
+
+
+def train(
+    space: SearchSpace,
+    data: ImageData,
+    out: Path,
+    config: TrainConfig | None = None,
+    progress: Callable[[TrainProgress], None] | None = None,
+) -> Checkpoint:
+    """Train a supernet of `space` for the classes of `data` and write it to `out`.
+
+    Resumes when the files of an earlier run exist; returns at once when that run was complete.
+    `progress` is called after every step. On Ctrl-C the step is finished and saved, then
+    KeyboardInterrupt is raised.
+
+    Raises DataError (fewer images than a batch), CheckpointError (`out` belongs to another space,
+    data or configuration, or is no checkpoint), OutputError, and TrainingError when a loss is not
+    finite; the last saved state stays as it was.
+    """
+    config = TrainConfig() if config is None else config
+    require_writable(out)
+    run = _Run(space.with_classes(len(data.classes)), data, out, config)
+    with _threads(config.threads), _deferred_interrupt() as interrupt:
+        run.restore()
+        try:
+            while run.step < run.total_steps:
+                run.advance()
+                if progress is not None:
+                    progress(run.progress())
+                if interrupt.is_set():
+                    break
+        except KeyboardInterrupt:
+            run.save()
+            raise
+        if interrupt.is_set():
+            run.save()
+            raise KeyboardInterrupt
+    return run.checkpoint()
+
+
+class _Run:
+    """One training run: network, optimizer, step and files."""
+
+    def __init__(self, space: SearchSpace, data: ImageData, out: Path, config: TrainConfig) -> None:
+        self._space = space
+        self._data = data
+        self._config = config
+        self._out = out
+        self._state_path = out.with_name(f"{out.name}.state")
+        self._metrics_path = out.with_name(f"{out.name}.metrics.jsonl")
+        self._train = _subset(data.train, config)
+        self._steps_per_epoch = len(self._train) // config.batch_size
+        if self._steps_per_epoch == 0:
+            raise DataError(
+                f"data {data.name!r} has {len(self._train)} training images, fewer than a batch of"
+                f" {config.batch_size}"
+            )
+        self.total_steps = config.epochs * self._steps_per_epoch
+        self.step = 0
+        self._network = Supernet(space, seed=config.seed, zero_gamma=config.zero_gamma)
+        self._network.train()
+        self._optimizer = _optimizer(self._network, config)
+        self._losses: list[float] = []
+        self._first_step = 0
+        self._busy_seconds = 0.0
+        self._saved_at = time.monotonic()
+        self._saved_step = 0
+        self._torn = False
+
+    def advance(self) -> None:
+        """Take one step; log and save when due."""
+        started = time.perf_counter()
+        rate = learning_rate(self._config, self.step, self._steps_per_epoch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=False)
+        self._losses = self._backward()
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._config.gradient_clip)
+        self._require_finite([*self._losses, float(norm)])
+        self._torn = True
+        self._optimizer.step()
+        self.step += 1
+        self._torn = False
+        self._busy_seconds += time.perf_counter() - started
+        last = self.step == self.total_steps
+        if last or self.step % self._config.log_every_steps == 0:
+            self._log(rate, float(norm))
+        overdue = time.monotonic() - self._saved_at >= self._config.save_every_seconds
+        if last or overdue or self.step % self._config.save_every_steps == 0:
+            self.save()
+
+    def progress(self) -> TrainProgress:
+        """Where the run stands."""
+        done = self.step - self._first_step
+        speed = done * self._config.batch_size / self._busy_seconds if done else 0.0
+        left = (self.total_steps - self.step) * self._config.batch_size
+        return TrainProgress(
+            self.step,
+            self.total_steps,
+            self._epoch,
+            self._losses[0] if self._losses else math.nan,
+            speed,
+            left / speed if speed else math.inf,
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """The weights as they are now."""
+        return Checkpoint(
+            self._space,
+            {name: value.detach().clone() for name, value in self._network.state_dict().items()},
+            self._data.mean,
+            self._data.std,
+            self._data.classes,
+            self._data.name,
+            self._data.digest,
+            self.step,
+            self.step // self._steps_per_epoch,
+            self._config.to_dict(),
+        )
+
+    def save(self) -> None:
+        """Write the state, then the checkpoint; not from the middle of an optimizer step."""
+        if self._torn or self.step in (0, self._saved_step):
+            return
+        tensors = {}
+        for name, parameter in self._network.named_parameters():
+            tensors[_WEIGHTS + name] = parameter
+            momentum = self._optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[_MOMENTUM + name] = momentum
+        description = {"step": self.step, **self._identity()}
+        write_tensors(self._state_path, _STATE_KIND, tensors, description)
+        save_checkpoint(self._out, self.checkpoint())
+        self._saved_step = self.step
+        self._saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Continue from the files of an earlier run, if there are any."""
+        written = self._earlier_checkpoint()
+        if self._state_path.exists():
+            tensors, description = read_tensors(self._state_path, _STATE_KIND)
+            self._require_same(description, self._state_path)
+            self._load(tensors, description)
+            if written is None or written.step != self.step:
+                save_checkpoint(self._out, self.checkpoint())
+        elif written is not None:
+            if written.step != self.total_steps:
+                raise CheckpointError(
+                    f"{self._out} is an unfinished checkpoint without its {self._state_path.name}:"
+                    " training cannot resume, choose another file"
+                )
+            self._network.load_state_dict(written.network().state_dict())
+            self.step = written.step
+        self._first_step = self.step
+        self._saved_step = self.step
+        self._drop_metrics_after(self.step)
+
+    @property
+    def _epoch(self) -> int:
+        return max(0, self.step - 1) // self._steps_per_epoch
+
+    def _backward(self) -> list[float]:
+        """Add up the gradients of all children of this step; return their losses."""
+        config = self._config
+        images, labels = draw_batch(config, self._train, self.step, self._data.mirrorable)
+        targets = torch.from_numpy(labels)
+        inputs: dict[int, Tensor] = {}
+        teacher: Tensor | None = None
+        losses = []
+        for index, arch in enumerate(draw_architectures(config, self._space, self.step)):
+            if arch.resolution not in inputs:
+                inputs[arch.resolution] = preprocess(
+                    images, arch.resolution, self._data.mean, self._data.std
+                )
+            biggest = config.sandwich and index == 0
+            regularized = biggest or config.regularize is Regularize.ALL
+            logits = self._logits(inputs[arch.resolution], arch, index, regularized)
+            if teacher is None:
+                smoothing = config.label_smoothing if regularized else 0.0
+                loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+            else:
+                loss = -(teacher * logits.log_softmax(1)).sum(1).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+            if biggest and config.distillation:
+                teacher = logits.detach().softmax(1)
+        return losses
+
+    def _logits(self, images: Tensor, arch: Architecture, index: int, regularized: bool) -> Tensor:
+        features = self._network.features(images, arch, batch_normalize)
+        rate = self._config.dropout
+        if regularized and rate > 0.0:
+            rng = generator(self._config, Purpose.DROPOUT, self.step * 1000 + index)
+            keep = torch.from_numpy(rng.random(features.shape, dtype=np.float32) >= rate)
+            features = features * keep / (1.0 - rate)
+        return self._network.classify(features)
+
+    def _require_finite(self, values: list[float]) -> None:
+        if not all(map(math.isfinite, values)):
+            raise TrainingError(
+                f"the loss is not finite at step {self.step + 1}: lower the learning rate"
+                f" ({self._config.learning_rate:g}); what was saved before stays as it was"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "space": self._space.to_dict(),
+            "data_digest": self._data.digest,
+            "config": self._config.identity(),
+        }
+
+    def _earlier_checkpoint(self) -> Checkpoint | None:
+        if not self._out.exists():
+            return None
+        written = read_checkpoint(self._out)
+        found = {
+            "space": written.space.to_dict(),
+            "data_digest": written.data_digest,
+            "config": TrainConfig.from_dict(written.config).identity(),
+        }
+        self._require_same(found, self._out)
+        return written
+
+    def _require_same(self, found: dict[str, Any], path: Path) -> None:
+        expected = self._identity()
+        hint = "choose another file to train anew"
+        if found.get("space") != expected["space"]:
+            raise CheckpointError(f"{path} belongs to another search space: {hint}")
+        if found.get("data_digest") != expected["data_digest"]:
+            raise CheckpointError(f"{path} was trained on other data: {hint}")
+        config = found.get("config")
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{path} has a malformed description")
+        for key, value in expected["config"].items():
+            if config.get(key) != value:
+                raise CheckpointError(
+                    f"{path} was trained with {key} = {config.get(key)}, not {value}: {hint}"
+                )
+
+    def _load(self, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+        step = description.get("step")
+        parameters = dict(self._network.named_parameters())
+        expected = {prefix + name for name in parameters for prefix in (_WEIGHTS, _MOMENTUM)}
+        if not isinstance(step, int) or not 0 < step <= self.total_steps:
+            raise CheckpointError(f"{self._state_path} has a malformed step")
+        if tensors.keys() != expected:
+            raise CheckpointError(f"{self._state_path} does not hold the weights of its space")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                weight, momentum = tensors[_WEIGHTS + name], tensors[_MOMENTUM + name]
+                if not weight.shape == momentum.shape == parameter.shape:
+                    raise CheckpointError(f"{self._state_path}: {name} has another shape")
+                parameter.copy_(weight)
+                buffer = torch.empty_like(parameter)  # in the memory format of the parameter
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momentum)
+        self.step = step
+
+    def _log(self, rate: float, norm: float) -> None:
+        progress = self.progress()
+        line = {
+            "step": self.step,
+            "epoch": progress.epoch,
+            "losses": self._losses,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+            "images_per_second": progress.images_per_second,
+        }
+        try:
+            with self._metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise OutputError(f"cannot write {self._metrics_path}: {error.strerror}") from None
+
+    def _drop_metrics_after(self, step: int) -> None:
+        """Forget what will be logged again; a line that a crash cut short goes with it."""
+        if not self._metrics_path.exists():
+            return
+        kept = []
+        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                logged = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if logged <= step:
+                kept.append(line + "\n")
+        write_atomically(self._metrics_path, "".join(kept).encode())
+
+
+def _subset(train: Split, config: TrainConfig) -> Split:
+    if config.max_train_images is None or config.max_train_images >= len(train):
+        return train
+    order = generator(config, Purpose.SUBSET, 0).permutation(len(train))
+    return train.take(np.sort(order[: config.max_train_images]))
+
+
+def _optimizer(network: Supernet, config: TrainConfig) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; decay acts once a step, not on batch norms and biases."""
+    matrices = [p for p in network.parameters() if p.ndim > 1]
+    vectors = [p for p in network.parameters() if p.ndim == 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    for parameter in network.parameters():  # children that are never drawn must not matter
+        parameter.grad = torch.zeros_like(parameter)
+    return torch.optim.SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=True, foreach=True
+    )
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    """Use so many threads, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into an event, so that it cannot tear a step; a second one acts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
