@@ -526,10 +526,22 @@ class Environment:
             MeasurementError: a missing or unknown key, or a value of the wrong type.
         """
         values = _exact_keys(cls, data, MeasurementError)
-        try:
-            return cls(**{**values, "affinity": tuple(values["affinity"])})
-        except TypeError as error:
-            raise MeasurementError(f"malformed environment: {error}") from error
+        affinity = values["affinity"]
+        if not isinstance(affinity, Sequence) or isinstance(affinity, str):
+            raise MeasurementError(f"affinity must be a list of numbers, got {affinity!r}")
+        for number in (*affinity, values["context_switches"]):
+            _require_integer("a processor or a count", number, 0, MeasurementError)
+        frequency_mhz = values["frequency_mhz"]
+        return cls(
+            load_average=_number("load_average", values["load_average"], MeasurementError),
+            steal_fraction=_number("steal_fraction", values["steal_fraction"], MeasurementError),
+            frequency_mhz=None
+            if frequency_mhz is None
+            else _number("frequency_mhz", frequency_mhz, MeasurementError),
+            context_switches=values["context_switches"],
+            affinity=tuple(affinity),
+            governor=_text_or_none("governor", values["governor"], MeasurementError),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -631,10 +643,16 @@ class Measurement:
         values = _exact_keys(cls, data, MeasurementError)
         values["subject"] = _member(Subject, "subject", values["subject"], MeasurementError)
         values["kind"] = _member(MeasurementKind, "kind", values["kind"], MeasurementError)
+        for name in ("device", "session"):
+            _text(name, values[name], MeasurementError)
+        for name in ("workload", "schedule", "space", "architecture", "error"):
+            _text_or_none(name, values[name], MeasurementError)
         try:
             key = values["workload"]
             values["workload"] = None if key is None else Workload.from_key(key)
-            values["samples_ns"] = tuple(float(sample) for sample in values["samples_ns"])
+            values["samples_ns"] = tuple(
+                _number("a sample", sample, MeasurementError) for sample in values["samples_ns"]
+            )
             values["provenance"] = Provenance.from_dict(values["provenance"])
             values["environment"] = Environment.from_dict(values["environment"])
             values["created_at"] = datetime.fromisoformat(values["created_at"])
@@ -660,6 +678,16 @@ def _text(name: str, value: object, error: type[BignasError]) -> str:
     if not isinstance(value, str):
         raise error(f"{name} must be text, got {value!r}")
     return value
+
+
+def _text_or_none(name: str, value: object, error: type[BignasError]) -> str | None:
+    return None if value is None else _text(name, value, error)
+
+
+def _number(name: str, value: object, error: type[BignasError]) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise error(f"{name} must be a number, got {value!r}")
+    return float(value)
 
 
 def _texts(name: str, value: object, error: type[BignasError]) -> tuple[str, ...]:

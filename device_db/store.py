@@ -10,7 +10,7 @@
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection
@@ -23,13 +23,12 @@ from bignas.device_db.errors import (
     UnknownDeviceError,
 )
 from bignas.device_db.probe import LOCAL, probe_local
-from bignas.device_db.records import Device, Measurement, MeasurementKind, Subject
+from bignas.device_db.records import Device, Measurement, MeasurementKind, Provenance, Subject
 from bignas.device_db.rows import (
     MeasurementDecoder,
     canonical,
     decode_device,
     device_values,
-    measurement_digest,
     measurement_query,
     measurement_values,
 )
@@ -155,38 +154,15 @@ class Store:
                 raise MeasurementError(
                     f"{item.kind} results are no latency evidence, the store keeps measured ones"
                 )
-        by_digest = {measurement_digest(item): item for item in items}
+        texts = {by: canonical(by.to_dict()) for by in {item.provenance for item in items}}
+        rows = {}
+        for item in items:
+            values = measurement_values(item, texts[item.provenance])
+            rows[values["digest"]] = (item, values)
         with self._database.writing() as connection:
-            known = _known(connection, MEASUREMENTS, "digest", by_digest)
-            fresh = {key: item for key, item in by_digest.items() if key not in known}
-            devices = self._device_ids(connection, {item.device for item in fresh.values()})
-            workloads = _intern(
-                connection,
-                WORKLOADS,
-                "key",
-                {item.workload.key: {} for item in fresh.values() if item.workload is not None},
-            )
-            provenances = _intern(
-                connection,
-                PROVENANCES,
-                "description",
-                {
-                    canonical(item.provenance.to_dict()): {"code_hash": item.provenance.code_hash}
-                    for item in fresh.values()
-                },
-            )
-            rows = [
-                {
-                    **measurement_values(item),
-                    "digest": digest,
-                    "device_id": devices[item.device],
-                    "workload_id": item.workload and workloads[item.workload.key],
-                    "provenance_id": provenances[canonical(item.provenance.to_dict())],
-                }
-                for digest, item in fresh.items()
-            ]
-            if rows:
-                connection.execute(sql.insert(MEASUREMENTS), rows)
+            for digest in _known(connection, MEASUREMENTS, "digest", rows):
+                del rows[digest]
+            _insert_measurements(connection, list(rows.values()), texts)
 
     def kernel_measurements(
         self, device: str, *, code_hash: str | None = None
@@ -242,15 +218,6 @@ class Store:
             problems.append(str(error))
         return problems
 
-    def _device_ids(self, connection: Connection, names: set[str]) -> dict[str, int]:
-        ids = _known(connection, DEVICES, "name", names)
-        if missing := sorted(names - ids.keys()):
-            known = connection.scalars(sql.select(DEVICES.c.name).order_by(DEVICES.c.name)).all()
-            raise UnknownDeviceError(
-                f"unknown device {missing[0]!r}; known devices: {', '.join(known) or 'none'}"
-            )
-        return ids
-
 
 def _find_device(connection: Connection, name: str) -> Device | None:
     row = connection.execute(sql.select(DEVICES).where(DEVICES.c.name == name)).one_or_none()
@@ -276,6 +243,41 @@ def _refuse_with_measurements(connection: Connection, name: str) -> None:
             f"device {name!r} has {count} measurements of another machine or target:"
             " give the new one another name"
         )
+
+
+def _insert_measurements(
+    connection: Connection,
+    rows: list[tuple[Measurement, dict[str, Any]]],
+    texts: Mapping[Provenance, str],
+) -> None:
+    """Insert rows (each beside its measurement) after the rows of other tables they refer to."""
+    if not rows:
+        return
+    items = [item for item, _ in rows]
+    devices = _device_ids(connection, {item.device for item in items})
+    kernels = {item.workload: item.workload.key for item in items if item.workload is not None}
+    workloads = _intern(connection, WORKLOADS, "key", {key: {} for key in kernels.values()})
+    provenances = _intern(
+        connection,
+        PROVENANCES,
+        "description",
+        {text: {"code_hash": by.code_hash} for by, text in texts.items()},
+    )
+    for item, values in rows:
+        values["device_id"] = devices[item.device]
+        values["workload_id"] = item.workload and workloads[kernels[item.workload]]
+        values["provenance_id"] = provenances[texts[item.provenance]]
+    connection.execute(sql.insert(MEASUREMENTS), [values for _, values in rows])
+
+
+def _device_ids(connection: Connection, names: set[str]) -> dict[str, int]:
+    ids = _known(connection, DEVICES, "name", names)
+    if missing := sorted(names - ids.keys()):
+        known = connection.scalars(sql.select(DEVICES.c.name).order_by(DEVICES.c.name)).all()
+        raise UnknownDeviceError(
+            f"unknown device {missing[0]!r}; known devices: {', '.join(known) or 'none'}"
+        )
+    return ids
 
 
 def _known(
