@@ -20,9 +20,9 @@ from bignas.supernet.space import Architecture, Layer, SearchSpace
 
 __all__ = [
     "KERNEL_FEATURES",
+    "ROOFLINE_FEATURES",
     "KernelEstimates",
     "NetworkSums",
-    "ROOFLINE_FEATURES",
     "SpaceSums",
     "kernel_features",
     "network_feature_names",
@@ -37,7 +37,7 @@ _OPERATORS = tuple(Operator)
 _LANES = (8, 16)  # vector widths whose remainders cost time
 _CHEAP_ACTIVATIONS = (Activation.NONE, Activation.RELU, Activation.RELU6)
 
-# --- kernels ---------------------------------------------------------------------------------------
+# --- kernels --------------------------------------------------------------------------------------
 
 ROOFLINE_FEATURES = ("constant", "dense_macs", "pointwise_macs", "depthwise_macs", "bytes")
 
@@ -125,10 +125,10 @@ def _weight_bytes(work: Workload) -> int:
     return work.weight_count * BYTES_PER_VALUE
 
 
-# --- networks --------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelEstimates:
     """Latencies of kernels in microseconds, and which of them were measured (else estimated)."""
 
@@ -136,7 +136,7 @@ class KernelEstimates:
     measured: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NetworkSums:
     """Sums over the kernels of n architectures; every array has n rows."""
 
@@ -202,6 +202,8 @@ def network_features(sums: NetworkSums) -> Array:
 _TOTAL, _ESTIMATED, _KERNELS, _MACS, _WEIGHTS, _TRAFFIC, _WORKING_SET = range(7)
 _FIRST_OPERATOR = 7
 
+_UNKNOWN = -1  # row of a part not met before
+
 
 class SpaceSums:
     """Computes `NetworkSums` of architectures of one space; remembers the sums of their parts.
@@ -221,10 +223,11 @@ class SpaceSums:
     def __call__(self, architectures: Sequence[Architecture]) -> NetworkSums:
         """Sum up the kernels of each architecture; they have to lie in the space."""
         keys = [self._part_keys(architecture) for architecture in architectures]
-        self._learn(architectures, keys)
-        parts = len(self._space.stages) + 2
-        flat = [self._rows[key] for part_keys in keys for key in part_keys]
-        rows = np.array(flat, dtype=np.intp).reshape(len(keys), parts)
+        rows = self._look_up(keys)
+        new = np.flatnonzero((rows == _UNKNOWN).any(axis=1)).tolist()
+        if new:
+            self._learn([architectures[index] for index in new], [keys[index] for index in new])
+            rows = self._look_up(keys)
         values = self._sums[rows]  # [n, parts, columns]
         sums = values.sum(axis=1)
         return NetworkSums(
@@ -254,25 +257,28 @@ class SpaceSums:
         keys.append((channels, height, architecture.head_channels))
         return keys
 
+    def _look_up(self, keys: Sequence[Sequence[Hashable]]) -> NDArray[np.intp]:
+        """Row numbers of the parts, [architectures, parts]."""
+        find = self._rows.get
+        flat = [find(key, _UNKNOWN) for part_keys in keys for key in part_keys]
+        return np.array(flat, dtype=np.intp).reshape(len(keys), len(self._space.stages) + 2)
+
     def _learn(
         self, architectures: Sequence[Architecture], keys: Sequence[Sequence[Hashable]]
     ) -> None:
         """Compute the sums of all parts not met before, in one batch."""
         missing: dict[Hashable, tuple[Workload, ...]] = {}
         for architecture, part_keys in zip(architectures, keys, strict=True):
-            if not all(key in self._rows or key in missing for key in part_keys):
-                parts = part_workloads(self._space, architecture)
-                missing.update(
-                    (key, part)
-                    for key, part in zip(part_keys, parts, strict=True)
-                    if key not in self._rows
-                )
-        if not missing:
-            return
+            parts = part_workloads(self._space, architecture)
+            missing.update(
+                (key, part)
+                for key, part in zip(part_keys, parts, strict=True)
+                if key not in self._rows
+            )
         distinct = list(dict.fromkeys(work for part in missing.values() for work in part))
         estimates = self._estimate(distinct)
         values = dict(zip(distinct, _kernel_sums(distinct, estimates), strict=True))
-        new = []
+        new: list[Array] = []
         for key, part in missing.items():
             self._rows[key] = len(self._sums) + len(new)
             rows = np.array([values[work] for work in part])

@@ -102,7 +102,7 @@ class KernelTable(Mapping[Workload, float]):
         return {workload.key: latency_us for workload, latency_us in self.latencies_us.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelModel:
     """Estimates the latency of a kernel from its shape."""
 

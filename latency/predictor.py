@@ -1,4 +1,4 @@
-"""Predicting the latency of a network that was never measured, with an interval that can be trusted.
+"""Predicting the latency of a network that was never measured, with an interval to trust.
 
 Decisions
 - The binary is a sequence of fused kernels, so its latency is close to the sum of theirs. Kernels
@@ -6,12 +6,13 @@ Decisions
   sum misses (calls, caches) is learned from measured networks as log(measured / sum): a
   `Correction`, which may be none at all. Cross-validation picks it, so few networks do no harm.
 - Intervals are conformal: quantiles of the errors made on networks left out of the fit, divided by
-  what makes an error likely: the part of the sum that is estimated. (Papadopoulos et al., "Normalized
-  nonconformity measures for regression conformal prediction", 2008; cross-validated residuals
-  as in Barber et al., "Predictive inference with the jackknife+", Annals of Statistics 49, 2021.)
-  The width grows as `base + estimated share * error of the kernel model`. Below the number of
-  networks that a conformal quantile needs, Student's t takes its place; without any measured
-  network the interval is the sum +-25%, which is a convention and not a promise.
+  what makes an error likely: the part of the sum that is estimated. (Papadopoulos et al.,
+  "Normalized nonconformity measures for regression with conformal prediction", AIA 2008;
+  cross-validated residuals as in Barber et al., "Predictive inference with the jackknife+",
+  Annals of Statistics 49, 2021.)
+  They never get narrower than without that division, see `Interval`. Below the number of
+  networks that a conformal quantile needs, Student's t takes its place; below three measured
+  networks the interval is +-25%, which is a convention and not a promise.
 - A saved predictor is complete (space, table, models) and JSON; it knows the device and the kernel
   code it was made for, and refuses others.
 """
@@ -20,13 +21,13 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
+from scipy.special import stdtrit  # Student's t; scipy.stats takes seconds to import
 from xgboost.core import XGBoostError
 
 from bignas.compile.workload import workloads
@@ -51,11 +52,12 @@ Array = NDArray[np.float64]
 FORMAT = "bignas-latency-predictor"
 FORMAT_VERSION = 1
 DEFAULT_HALF_WIDTH = math.log(1.25)  # of log latency when no network was measured
+FEWEST_TO_CALIBRATE = 3  # measured networks
 SMALLEST_BASE = 0.002  # errors below 0.2% are luck
 MICROSECONDS_PER_MILLISECOND = 1e3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """Latencies of n networks in milliseconds, each array with n entries."""
 
@@ -76,8 +78,14 @@ class KernelLatency:
 
 @dataclass(frozen=True)
 class Interval:
-    """Half widths of log latency: `quantile * (base + estimated share * kernel_error)`."""
+    """Half widths of log latency: `max(floor, quantile * (base + estimated share * kernel_error))`.
 
+    Two conformal intervals, of which the wider one counts. The first has one width for all: right
+    for networks that are no less measured than those of the calibration. The second grows with the
+    estimated share: right for those that are less so.
+    """
+
+    floor: float
     base: float  # typical error of a network whose kernels are all measured
     kernel_error: float  # typical error of an estimated kernel
     quantile: float  # of the held-out errors divided by the typical ones
@@ -87,28 +95,39 @@ class Interval:
         cls, residuals: Array, shares: Array, kernel_error: float, confidence: float
     ) -> "Interval":
         """Calibrate on held-out errors of log latency [n] and estimated shares [n]; n may be 0."""
-        count = len(residuals)
-        if count == 0:
-            return cls(base=DEFAULT_HALF_WIDTH, kernel_error=kernel_error, quantile=1.0)
         errors = np.abs(residuals)
-        base = max(float(np.median(errors)), SMALLEST_BASE)
-        scores = np.sort(errors / (base + shares * kernel_error))
-        rank = math.ceil((count + 1) * confidence)
-        if rank <= count:
-            quantile = float(scores[rank - 1])
-        elif count >= 3:
-            spread = math.sqrt(float(np.mean(scores**2)) * (1 + 1 / count))
-            quantile = float(student_t.ppf((1 + confidence) / 2, count - 1)) * spread
-        else:
-            quantile = max(DEFAULT_HALF_WIDTH / base, float(scores[-1]))
-        return cls(base=base, kernel_error=kernel_error, quantile=quantile)
+        if len(errors) < FEWEST_TO_CALIBRATE:
+            floor = float(errors.max(initial=DEFAULT_HALF_WIDTH))
+            return cls(floor, base=floor, kernel_error=kernel_error, quantile=1.0)
+        excess = np.maximum(errors - shares * kernel_error, 0)
+        base = max(float(np.median(excess)), SMALLEST_BASE)
+        return cls(
+            floor=_upper_quantile(errors, confidence),
+            base=base,
+            kernel_error=kernel_error,
+            quantile=_upper_quantile(errors / (base + shares * kernel_error), confidence),
+        )
 
     def half_widths(self, shares: Array) -> Array:
         """Half widths of log latency for networks with these estimated shares."""
-        return np.asarray(self.quantile * (self.base + shares * self.kernel_error))
+        grown = self.quantile * (self.base + shares * self.kernel_error)
+        return np.asarray(np.maximum(self.floor, grown))
 
 
-@dataclass(frozen=True)
+def _upper_quantile(scores: Array, confidence: float) -> float:
+    """The bound that a new score keeps with this confidence.
+
+    Conformal where there are enough scores for it, else from Student's t around zero.
+    """
+    count = len(scores)
+    rank = math.ceil((count + 1) * confidence)
+    if rank <= count:
+        return float(np.sort(scores)[rank - 1])
+    spread = math.sqrt(float(np.mean(scores**2)) * (1 + 1 / count))
+    return float(stdtrit(count - 1, (1 + confidence) / 2)) * spread
+
+
+@dataclass(frozen=True, eq=False)
 class LatencyPredictor:
     """Predicts latencies of the architectures of one space on one device.
 
@@ -156,7 +175,7 @@ class LatencyPredictor:
             table=table,
             kernel_model=KernelModel.fit(table, seed),
             correction=Correction(ModelKind.ZERO),
-            interval=Interval(DEFAULT_HALF_WIDTH, 0.0, 1.0),
+            interval=Interval(DEFAULT_HALF_WIDTH, DEFAULT_HALF_WIDTH, 0.0, 1.0),
             confidence=confidence,
             networks=0,
         )
@@ -171,7 +190,7 @@ class LatencyPredictor:
             plain, correction=fit.correction, interval=interval, networks=len(architectures)
         )
 
-    # --- predicting --------------------------------------------------------------------------------
+    # --- predicting -------------------------------------------------------------------------------
 
     def predict(self, architectures: Sequence[Architecture]) -> Predictions:
         """Predict many at once; that is far faster than one by one.
@@ -204,7 +223,7 @@ class LatencyPredictor:
             )
         ]
 
-    # --- what it is good for -----------------------------------------------------------------------
+    # --- what it is good for ----------------------------------------------------------------------
 
     def check_matches(self, space: SearchSpace, device_name: str, code_hash: str) -> None:
         """Raise InputError when it was fitted for another space, device or version of the kernels.
@@ -232,7 +251,7 @@ class LatencyPredictor:
         self.check_matches(space, self.table.device_name, self.table.code_hash)
         return replace(self, space=space)
 
-    # --- saving ------------------------------------------------------------------------------------
+    # --- saving -----------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
         """JSON text, the same for equal predictors."""
@@ -245,11 +264,7 @@ class LatencyPredictor:
             "table_digest": self.table.digest,
             "kernel_model": self.kernel_model.to_dict(),
             "correction": self.correction.to_dict(),
-            "interval": {
-                "base": self.interval.base,
-                "kernel_error": self.interval.kernel_error,
-                "quantile": self.interval.quantile,
-            },
+            "interval": asdict(self.interval),
             "confidence": self.confidence,
             "networks": self.networks,
         }
@@ -300,6 +315,7 @@ class LatencyPredictor:
             kernel_model=KernelModel.from_dict(content["kernel_model"]),
             correction=Correction.from_dict(content["correction"]),
             interval=Interval(
+                floor=float(interval["floor"]),
                 base=float(interval["base"]),
                 kernel_error=float(interval["kernel_error"]),
                 quantile=float(interval["quantile"]),

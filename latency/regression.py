@@ -5,9 +5,10 @@ kernels to a roofline, networks to the sum of their kernels. From 20 or 5,000 no
 best correction may be none, a constant, a linear one or a nonlinear one, so:
 
 - four models compete, from simple to complex: zero, constant (the median), ridge, and XGBoost
-  trees grown on top of the ridge; cross-validated mean absolute error decides, and the more
-  complex one has to win by a margin (with few samples trees lose to ridge: Laube et al., "What to
-  expect of hardware metric predictors in NAS", AutoML 2022);
+  trees grown on top of the ridge; cross-validated absolute errors decide, and the more complex
+  one has to win by more than a standard error (Breiman et al., "Classification and regression
+  trees", 1984). With few samples trees lose to ridge (Laube et al., "What to expect of hardware
+  metric predictors in NAS", AutoML 2022);
 - the out-of-fold residuals of the winner are kept, they calibrate the prediction intervals;
 - inputs are clipped to the range seen in training: a correction is not extrapolated;
 - `xgboost.train` with explicit parameters, as the XGBModel class drops its `tree_method`; one
@@ -15,6 +16,7 @@ best correction may be none, a constant, a linear one or a nonlinear one, so:
 """
 
 import json
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -28,7 +30,8 @@ __all__ = ["Correction", "Fit", "ModelKind", "Ridge", "fit_correction"]
 Array = NDArray[np.float64]
 
 FOLDS = 10
-MARGIN = 0.98  # a more complex model has to bring the error below this share of the simpler one's
+FOLDS_OF_MANY = 5  # enough for MANY samples
+MANY = 200
 RIDGE_PENALTIES = tuple(10.0**exponent for exponent in np.arange(-2.0, 4.5, 0.5))
 TREE_ROUNDS = 150
 TREE_PARAMETERS = {
@@ -63,7 +66,7 @@ MINIMUM_SAMPLES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ridge:
     """A linear model on standardised features: `intercept + standardise(x) @ weights`."""
 
@@ -104,6 +107,7 @@ class Ridge:
         )
 
     def predict(self, features: Array) -> Array:
+        """Values of rows of features [n, columns] -> [n]."""
         clipped = np.clip(features, self.low, self.high)
         slopes = np.divide(
             self.weights, self.scale, out=np.zeros_like(self.weights), where=self.scale > 0
@@ -111,6 +115,7 @@ class Ridge:
         return np.asarray(self.intercept + (clipped - self.centre) @ slopes, dtype=np.float64)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
         return {
             "intercept": self.intercept,
             "weights": self.weights.tolist(),
@@ -122,6 +127,7 @@ class Ridge:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Ridge":
+        """Inverse of to_dict. Raises KeyError, TypeError or ValueError."""
         arrays = {
             name: np.array(values[name], dtype=np.float64)
             for name in ("weights", "centre", "scale", "low", "high")
@@ -131,7 +137,7 @@ class Ridge:
         return cls(intercept=float(values["intercept"]), **arrays)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Correction:
     """A fitted model of log(measured / estimated)."""
 
@@ -177,7 +183,7 @@ class Correction:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
     """The winner, fitted on all samples, and what cross-validation said about it."""
 
@@ -201,18 +207,16 @@ def fit_correction(features: Array, targets: Array, seed: int) -> Fit:
         for kind in kinds:
             model = _fit_kind(kind, features[train], targets[train], seed)
             held_out[kind][test] = model.predict(features[test])
-    errors = {
-        kind: float(np.abs(targets - predicted).mean()) if len(targets) else 0.0
-        for kind, predicted in held_out.items()
-    }
+    losses = {kind: np.abs(targets - predicted) for kind, predicted in held_out.items()}
     winner = kinds[0]
     for kind in kinds[1:]:
-        if errors[kind] < MARGIN * errors[winner]:
+        gains = losses[winner] - losses[kind]
+        if gains.mean() > gains.std() / math.sqrt(len(gains)):
             winner = kind
     return Fit(
         correction=_fit_kind(winner, features, targets, seed),
         residuals=targets - held_out[winner],
-        errors=errors,
+        errors={kind: float(loss.mean()) if len(loss) else 0.0 for kind, loss in losses.items()},
     )
 
 
@@ -234,5 +238,6 @@ def _fit_kind(kind: ModelKind, features: Array, targets: Array, seed: int) -> Co
 
 
 def _folds(count: int, seed: int) -> NDArray[np.int64]:
-    """A fold number for each sample, balanced and shuffled; leave-one-out below FOLDS samples."""
-    return np.random.default_rng(seed).permutation(np.arange(count) % FOLDS)
+    """A fold number for each sample, balanced and shuffled; leave-one-out up to FOLDS samples."""
+    folds = FOLDS_OF_MANY if count >= MANY else FOLDS
+    return np.random.default_rng(seed).permutation(np.arange(count) % folds)

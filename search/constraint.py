@@ -8,9 +8,11 @@ from bignas.device_db.errors import BudgetError
 
 __all__ = ["LatencyBudget"]
 
-MILLISECONDS_PER_UNIT = {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3}
+MILLISECONDS_PER_UNIT = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
-_NUMBER_AND_UNIT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\W\d]*)\s*")
+_NUMBER_AND_UNIT = re.compile(
+    r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*([A-Za-z]*)\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -32,27 +34,18 @@ class LatencyBudget:
     @classmethod
     def parse(cls, text: str) -> "LatencyBudget":
         """Read "1.5ms", "800us" or "0.01s". Raises BudgetError for anything else."""
+        advice = "write a positive number with a unit (us, ms or s), for example 1.5ms"
         match = _NUMBER_AND_UNIT.fullmatch(text)
         if match is None:
-            raise BudgetError(
-                f"cannot read the budget {text!r}; write a positive number and a unit "
-                f"(us, ms or s), for example 1.5ms"
-            )
+            raise BudgetError(f"cannot read the budget {text!r}; {advice}")
         number, unit = match.groups()
         if not unit:
-            raise BudgetError(
-                f"the budget {text!r} has no unit; write {number}ms, {number}us or {number}s"
-            )
+            raise BudgetError(f"the budget {text!r} has no unit; {advice}")
         if unit not in MILLISECONDS_PER_UNIT:
-            raise BudgetError(
-                f"the budget {text!r} has the unknown unit {unit!r}; "
-                f"write us, ms or s, for example {number}ms"
-            )
+            raise BudgetError(f"the budget {text!r} has the unknown unit {unit!r}; {advice}")
         milliseconds = float(number) * MILLISECONDS_PER_UNIT[unit]
         if not (math.isfinite(milliseconds) and milliseconds > 0):
-            raise BudgetError(
-                f"the budget {text!r} must be positive and finite; write for example 1.5ms"
-            )
+            raise BudgetError(f"the budget {text!r} is not positive and finite; {advice}")
         return cls(milliseconds)
 
     def allows(self, latency_ms: float) -> bool:

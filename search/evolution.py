@@ -55,12 +55,14 @@ class RegularizedEvolution:
         self._tell_count = 0
 
     def tell(self, trials: Sequence[Trial]) -> None:
+        """Learn how architectures did; a later trial of one replaces an earlier one."""
         for trial in trials:
             self._told.pop(trial.architecture, None)
             self._told[trial.architecture] = trial
             self._tell_count += 1
 
     def suggest(self, count: int) -> list[Architecture]:
+        """Up to `count` architectures it was not told about yet; fewer at the end of the space."""
         rng = np.random.default_rng([self.seed, self._tell_count])
         starting = len(self._told) < self.config.population
         suggestions: list[Architecture] = []
@@ -99,4 +101,5 @@ class RegularizedEvolution:
 
     def _parent(self, members: Sequence[Trial], rng: np.random.Generator) -> Architecture:
         chosen = rng.integers(len(members), size=self.config.tournament)
-        return max((members[index] for index in chosen), key=lambda trial: trial.score).architecture
+        competitors = [members[int(index)] for index in chosen]
+        return max(competitors, key=lambda trial: trial.score).architecture

@@ -32,9 +32,11 @@ class RandomSearch:
         self._told: list[Trial] = []
 
     def tell(self, trials: Sequence[Trial]) -> None:
+        """Learn which architectures were looked at."""
         self._told.extend(trials)
 
     def suggest(self, count: int) -> list[Architecture]:
+        """Up to `count` architectures it was not told about yet; fewer at the end of the space."""
         rng = np.random.default_rng([self.seed, len(self._told)])
         known = {trial.architecture for trial in self._told}
         return draw_fresh(lambda: self.space.sample(rng), self.space, count, known, rng)

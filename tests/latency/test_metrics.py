@@ -35,5 +35,5 @@ def test_coverage_counts_the_ends_of_an_interval() -> None:
 
 @pytest.mark.parametrize(("first", "second"), [([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0])])
 def test_meaningless_input_is_refused(first: list[float], second: list[float]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"expected|positive"):
         mape(first, second)

@@ -1,0 +1,93 @@
+"""Sums over kernels have to be what the binary really consists of, whatever was asked before."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from bignas.compile.workload import workloads
+from bignas.device_db.records import Operator, Workload
+from bignas.latency.features import (
+    KERNEL_FEATURES,
+    ROOFLINE_FEATURES,
+    KernelEstimates,
+    SpaceSums,
+    kernel_features,
+    network_feature_names,
+    network_features,
+    part_workloads,
+    roofline_features,
+)
+from bignas.supernet.spaces import load_space
+from tests.latency.synthetic import draw, kernel_us, make_space
+
+SPACE = make_space()
+
+
+def estimate(works: Sequence[Workload]) -> KernelEstimates:
+    """Depthwise kernels play the part of those nobody measured."""
+    latencies = np.array([kernel_us(work) for work in works])
+    measured = np.array([work.operator is not Operator.DEPTHWISE for work in works])
+    return KernelEstimates(latencies, measured)
+
+
+@pytest.mark.parametrize("name", ["cifar", "bignas"])
+def test_the_parts_of_an_architecture_are_its_kernels(name: str) -> None:
+    space = load_space(name)
+    for arch in [space.smallest(), space.biggest(), *draw(space, 20, 0)]:
+        parts = part_workloads(space, arch)
+        assert len(parts) == len(space.stages) + 2
+        assert tuple(work for part in parts for work in part) == workloads(space, arch)
+
+
+def test_sums_over_parts_equal_sums_over_kernels() -> None:
+    archs = draw(SPACE, 50, 1)
+    sums = SpaceSums(SPACE, estimate)(archs)
+    for index, arch in enumerate(archs):
+        works = workloads(SPACE, arch)
+        depthwise = [work for work in works if work.operator is Operator.DEPTHWISE]
+        total = sum(map(kernel_us, works))
+        assert sums.latency_us[index] == pytest.approx(total)
+        assert sums.estimated_us[index] == pytest.approx(sum(map(kernel_us, depthwise)))
+        assert sums.kernels[index] == len(works)
+        assert sums.macs[index] == SPACE.macs(arch)
+        assert sums.weight_bytes[index] == 4 * sum(work.weight_count for work in works)
+        assert sums.resolution[index] == arch.resolution
+    assert sums.operator_us.sum(axis=1) == pytest.approx(sums.latency_us)
+    assert sums.part_us.sum(axis=1) == pytest.approx(sums.latency_us)
+    assert (sums.working_set_bytes < sums.traffic_bytes).all()
+
+
+def test_what_was_asked_before_changes_nothing() -> None:
+    archs = draw(SPACE, 30, 2)
+    warm = SpaceSums(SPACE, estimate)
+    one_by_one = [network_features(warm([arch]))[0] for arch in archs]
+    assert np.array_equal(network_features(SpaceSums(SPACE, estimate)(archs)), one_by_one)
+    assert np.array_equal(network_features(warm(archs)), one_by_one)
+
+
+def test_no_architectures_give_no_rows() -> None:
+    sums = SpaceSums(SPACE, estimate)([])
+    assert network_features(sums).shape == (0, len(network_feature_names(SPACE)))
+
+
+def test_network_features_have_names_and_are_finite() -> None:
+    features = network_features(SpaceSums(SPACE, estimate)(draw(SPACE, 20, 3)))
+    names = network_feature_names(SPACE)
+    assert features.shape == (20, len(names))
+    assert len(set(names)) == len(names)
+    assert np.isfinite(features).all()
+    shares = features[:, [names.index(f"share_of_{operator}") for operator in Operator]]
+    assert shares.sum(axis=1) == pytest.approx(1)
+
+
+def test_kernel_features_have_names_and_tell_kernels_apart() -> None:
+    space = load_space("bignas")
+    works = list(dict.fromkeys(workloads(space, space.biggest())))
+    features = kernel_features(works)
+    assert features.shape == (len(works), len(KERNEL_FEATURES))
+    assert roofline_features(works).shape == (len(works), len(ROOFLINE_FEATURES))
+    assert np.isfinite(features).all()
+    assert len(np.unique(features, axis=0)) == len(works)
+    assert kernel_features([]).shape == (0, len(KERNEL_FEATURES))
+    assert roofline_features([]).shape == (0, len(ROOFLINE_FEATURES))
