@@ -15,10 +15,11 @@ from bignas.device_db.errors import ToolchainError
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Target
 
-__all__ = ["link_shared_library"]
+__all__ = ["link_program", "link_shared_library"]
 
-FLAGS = ("-O2", "-fPIC", "-std=c11", "-Wall", "-Werror")
-LINK_FLAGS = ("-shared", "-s", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
+FLAGS = ("-O2", "-fPIC", "-std=c11", "-Wall", "-Werror", "-s", "-Wl,--build-id=none")
+SHARED_FLAGS = ("-shared", "-Wl,--as-needed", "-Wl,-z,noexecstack")
+OUTPUT = "output"
 
 
 def link_shared_library(
@@ -29,6 +30,21 @@ def link_shared_library(
     Raises:
         ToolchainError: no compiler for the target, or it failed.
     """
+    return _link(sources, objects, target, SHARED_FLAGS)
+
+
+def link_program(sources: Mapping[str, bytes], target: Target) -> bytes:
+    """Compile C sources to a program and return its bytes.
+
+    Raises:
+        ToolchainError: no compiler for the target, or it failed.
+    """
+    return _link(sources, (), target, ())
+
+
+def _link(
+    sources: Mapping[str, bytes], objects: Sequence[Path], target: Target, flags: Sequence[str]
+) -> bytes:
     compiler = _compiler(target)
     with tempfile.TemporaryDirectory(prefix="bignas-link-") as name:
         folder = Path(name)
@@ -38,12 +54,12 @@ def link_shared_library(
             shutil.copyfile(path, folder / f"kernel{number:04d}.o")
         units = [file for file in sources if file.endswith(".c")]
         kernels = [f"kernel{number:04d}.o" for number in range(len(objects))]
-        command = [compiler, *FLAGS, *LINK_FLAGS, "-o", "library.so", *units, *kernels]
+        command = [compiler, *FLAGS, *flags, "-o", OUTPUT, *units, *kernels, "-ldl"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or ["no message"])[0]
-            raise ToolchainError(f"{compiler} failed to link the kernels: {reason}")
-        return (folder / "library.so").read_bytes()
+            raise ToolchainError(f"{compiler} failed: {reason}")
+        return (folder / OUTPUT).read_bytes()
 
 
 def _compiler(target: Target) -> str:

@@ -1,0 +1,226 @@
+/* Times kernels and networks, interleaved, in a process of its own.
+ *
+ * Reads settings and jobs, one a line, from standard input; writes results, one a line, to standard
+ * output. Every round visits the jobs in a new random order, in groups of about two milliseconds.
+ * A sentinel, a fixed piece of arithmetic, runs before and after each group: when it takes longer than
+ * it can, the machine was doing something else, and the group's samples are thrown away and repeated.
+ *
+ *   cpu N | rounds N | sample_ns N | drift F | seed N
+ *   kernel LIBRARY SYMBOL IN WEIGHTS BIAS OTHER OUT        (sizes in floats)
+ *   network LIBRARY
+ *   run
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+
+typedef void (*kernel_fn)(const float *, const float *, const float *, const float *, float *);
+typedef int (*network_fn)(const float *, float *, void *);
+
+struct job {
+    kernel_fn kernel;
+    network_fn network;
+    size_t sizes[5]; /* input, weights, bias, other, output; a network: input, -, -, workspace, output */
+    char library[1024], symbol[128];
+    int inner, count;
+    double expected_ns;
+    double *samples;
+};
+
+static float *buffers[5];
+static volatile float sink;
+
+static double now_ns(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
+}
+
+static double sentinel(void) {
+    double start = now_ns();
+    float value = 1.0f;
+    for (int i = 0; i < 4000; i++) value = value * 0.999f + 0.001f;
+    sink = value;
+    return now_ns() - start;
+}
+
+static double run_job(const struct job *job, int inner) {
+    double start = now_ns();
+    for (int i = 0; i < inner; i++) {
+        if (job->network)
+            job->network(buffers[0], buffers[4], buffers[3]);
+        else
+            job->kernel(buffers[0], buffers[1], buffers[2], buffers[3], buffers[4]);
+    }
+    return now_ns() - start;
+}
+
+static uint64_t state = 1;
+static uint32_t random_bits(void) { /* xorshift64*: Vigna, ACM TOMS 42(4), 2016 */
+    state ^= state >> 12;
+    state ^= state << 25;
+    state ^= state >> 27;
+    return (uint32_t)((state * 2685821657736338717ULL) >> 32);
+}
+
+static void allocate(size_t floats, int which, float scale) {
+    size_t bytes = (floats * sizeof(float) + 4096 + 63) / 64 * 64;
+    if (posix_memalign((void **)&buffers[which], 4096, bytes)) {
+        puts("fatal out of memory");
+        exit(3);
+    }
+    for (size_t i = 0; i < bytes / sizeof(float); i++)
+        buffers[which][i] = scale * ((float)(random_bits() % 2048) / 1024.0f - 1.0f);
+}
+
+static int load(struct job *job, int number) {
+    void *library = dlopen(job->library, RTLD_NOW | RTLD_LOCAL);
+    void *symbol = library ? dlsym(library, job->symbol) : NULL;
+    if (!symbol) {
+        const char *reason = dlerror();
+        printf("error %d %s\n", number, reason ? reason : "symbol missing");
+        return -1;
+    }
+    if (job->network) {
+        size_t (*floats)(void) = (size_t(*)(void))dlsym(library, "bignas_input_floats");
+        size_t (*outputs)(void) = (size_t(*)(void))dlsym(library, "bignas_output_floats");
+        size_t (*bytes)(void) = (size_t(*)(void))dlsym(library, "bignas_workspace_bytes");
+        job->network = (network_fn)symbol;
+        job->sizes[0] = floats();
+        job->sizes[3] = bytes() / sizeof(float);
+        job->sizes[4] = outputs();
+    } else {
+        job->kernel = (kernel_fn)symbol;
+    }
+    return 0;
+}
+
+int main(void) {
+    struct job *jobs = NULL;
+    int count = 0, cpu = -1, rounds = 10, seed = 1;
+    double sample_ns = 50000, drift = 0.05;
+    char line[2048], word[32];
+    while (fgets(line, sizeof line, stdin) && sscanf(line, "%31s", word) == 1) {
+        if (!strcmp(word, "run")) break;
+        if (!strcmp(word, "cpu")) sscanf(line, "%*s %d", &cpu);
+        else if (!strcmp(word, "rounds")) sscanf(line, "%*s %d", &rounds);
+        else if (!strcmp(word, "sample_ns")) sscanf(line, "%*s %lf", &sample_ns);
+        else if (!strcmp(word, "drift")) sscanf(line, "%*s %lf", &drift);
+        else if (!strcmp(word, "seed")) sscanf(line, "%*s %d", &seed);
+        else {
+            jobs = realloc(jobs, (size_t)(count + 1) * sizeof *jobs);
+            struct job *job = &jobs[count++];
+            memset(job, 0, sizeof *job);
+            if (!strcmp(word, "network")) {
+                job->network = (network_fn)(uintptr_t)1; /* replaced when the library is loaded */
+                sscanf(line, "%*s %1023s", job->library);
+                strcpy(job->symbol, "bignas_run");
+            } else {
+                sscanf(line, "%*s %1023s %127s %zu %zu %zu %zu %zu", job->library, job->symbol,
+                       &job->sizes[0], &job->sizes[1], &job->sizes[2], &job->sizes[3],
+                       &job->sizes[4]);
+            }
+        }
+    }
+    if (cpu >= 0) {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET(cpu, &set);
+        sched_setaffinity(0, sizeof set, &set);
+    }
+    state += (uint64_t)seed * 7919;
+
+    size_t largest[5] = {0};
+    int usable = 0;
+    int *order = malloc(sizeof(int) * (size_t)(count + 1));
+    for (int i = 0; i < count; i++) {
+        if (load(&jobs[i], i)) continue;
+        order[usable++] = i;
+        for (int k = 0; k < 5; k++)
+            if (jobs[i].sizes[k] > largest[k]) largest[k] = jobs[i].sizes[k];
+    }
+    static const float scales[5] = {1.0f, 0.05f, 0.1f, 1.0f, 1.0f};
+    for (int k = 0; k < 5; k++) allocate(largest[k], k, scales[k]);
+
+    for (int k = 0; k < usable; k++) { /* first calls: a crash is blamed on the job named last */
+        struct job *job = &jobs[order[k]];
+        printf("start %d\n", order[k]);
+        fflush(stdout);
+        run_job(job, 1);
+        double once = run_job(job, 1);
+        int inner = once > 0 ? (int)(sample_ns / once) : 1;
+        job->inner = inner < 1 ? 1 : inner > 100000 ? 100000 : inner;
+        double again = run_job(job, job->inner);
+        inner = (int)(sample_ns / (again / job->inner)) + 1;
+        job->inner = inner < 1 ? 1 : inner > 100000 ? 100000 : inner;
+        job->expected_ns = again / job->inner;
+        job->expected_ns = job->expected_ns * job->inner;
+        job->samples = malloc(sizeof(double) * (size_t)rounds);
+    }
+    puts("started");
+    fflush(stdout);
+
+    double best = 1e18;
+    for (int i = 0; i < 50; i++) {
+        double value = sentinel();
+        if (value < best) best = value;
+    }
+    long rejected = 0, unsettled = 0;
+    double scratch[4096];
+    for (int round = 0; round < rounds; round++) {
+        for (int k = usable - 1; k > 0; k--) {
+            int other = (int)(random_bits() % (uint32_t)(k + 1)), kept = order[k];
+            order[k] = order[other];
+            order[other] = kept;
+        }
+        for (int first = 0; first < usable;) {
+            int last = first;
+            double planned = 0;
+            while (last < usable && last - first < 4096 && (planned < 2e6 || last == first))
+                planned += jobs[order[last++]].expected_ns;
+            for (int attempt = 0;; attempt++) {
+                double before = sentinel();
+                for (int k = first; k < last; k++) {
+                    struct job *job = &jobs[order[k]];
+                    run_job(job, 1); /* bring code and data back into the caches */
+                    scratch[k - first] = run_job(job, job->inner) / job->inner;
+                }
+                double after = sentinel();
+                if (before < best) best = before;
+                if (after < best) best = after;
+                double limit = best * (1.0 + drift);
+                int calm = before <= limit && after <= limit;
+                if (!calm && attempt < 20) {
+                    rejected++;
+                    continue;
+                }
+                if (!calm) unsettled++;
+                break;
+            }
+            for (int k = first; k < last; k++) {
+                struct job *job = &jobs[order[k]];
+                job->samples[job->count++] = scratch[k - first];
+            }
+            first = last;
+        }
+        printf("round %d %ld\n", round + 1, rejected);
+        fflush(stdout);
+    }
+
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    printf("done %.1f %ld %ld %ld\n", best, rejected, unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
+    for (int i = 0; i < count; i++) {
+        if (!jobs[i].count) continue;
+        printf("samples %d", i);
+        for (int k = 0; k < jobs[i].count; k++) printf(" %.3f", jobs[i].samples[k]);
+        putchar('\n');
+    }
+    return 0;
+}

@@ -1,0 +1,274 @@
+"""The measurement protocol: what makes two latencies comparable.
+
+- Measuring happens in a native process of its own (latency/harness.c), pinned to one core: a kernel
+  that crashes or hangs costs that process, and becomes a failed result.
+- Candidates are interleaved round by round in random order, so that drift hits all alike
+  (google/benchmark's random interleaving, docs/random_interleaving.md).
+- A sentinel runs around each group of samples; groups in which it slowed down are repeated.
+- Every raw sample is kept, and so is what the machine was doing meanwhile.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import psutil
+from bignas.compile.objects import cache_folder
+from bignas.compile.toolchain import link_program
+from bignas.device_db.errors import MeasurementError
+from bignas.device_db.files import write_atomically
+from bignas.device_db.probe import probe_local
+from bignas.device_db.records import Environment, Operator, Workload
+
+__all__ = ["Job", "KernelJob", "NetworkJob", "Report", "Settings", "TimingResult", "measure"]
+
+STALL_SECONDS = 60.0  # a process that says nothing for so long hangs
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to measure: rounds (samples a job), length of a sample, tolerated sentinel drift."""
+
+    rounds: int = 20
+    sample_us: float = 50.0
+    drift: float = 0.05
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not self.sample_us > 0 or not self.drift > 0:
+            raise MeasurementError(f"rounds, sample length and drift must be positive: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelJob:
+    """A kernel in a shared library."""
+
+    library: Path
+    symbol: str
+    workload: Workload
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkJob:
+    """A whole network in a shared library with the interface of bignas.h."""
+
+    library: Path
+
+
+Job = KernelJob | NetworkJob
+
+
+@dataclass(frozen=True, slots=True)
+class TimingResult:
+    """Samples of one job in nanoseconds, or the error that came instead."""
+
+    samples_ns: tuple[float, ...]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The results of the jobs in their order; groups repeated, and accepted although unsettled."""
+
+    results: tuple[TimingResult, ...]
+    rejected: int
+    unsettled: int
+    environment: Environment
+
+
+Progress = Callable[[int, int, int], None]  # rounds done, rounds in all, groups rejected
+
+
+def measure(
+    jobs: Sequence[Job], settings: Settings, progress: Progress | None = None
+) -> Report:
+    """Measure jobs together; a job that crashes or hangs gets an error and the others are repeated.
+
+    Raises:
+        MeasurementError: the measuring process fails for a reason that is no job's fault.
+        ToolchainError: the C compiler is missing or fails.
+    """
+    program = _harness()
+    failures: dict[int, str] = {}
+    before = _steal()
+    while True:
+        remaining = [index for index in range(len(jobs)) if index not in failures]
+        outcome = _run(program, [jobs[index] for index in remaining], settings, progress)
+        failures |= {remaining[index]: text for index, text in outcome.errors.items()}
+        if outcome.culprit is None:
+            break
+        failures[remaining[outcome.culprit]] = outcome.reason
+    results = [TimingResult((), failures.get(index, "not measured")) for index in range(len(jobs))]
+    for index, samples in outcome.samples.items():
+        results[remaining[index]] = TimingResult(samples)
+    environment = _environment(before, outcome.switches)
+    return Report(tuple(results), outcome.rejected, outcome.unsettled, environment)
+
+
+@dataclass(slots=True)
+class _Outcome:
+    samples: dict[int, tuple[float, ...]]
+    errors: dict[int, str]
+    rejected: int = 0
+    unsettled: int = 0
+    switches: int = 0
+    culprit: int | None = None
+    reason: str = ""
+
+
+def _run(
+    program: Path, jobs: Sequence[Job], settings: Settings, progress: Progress | None
+) -> _Outcome:
+    outcome = _Outcome({}, {})
+    if not jobs:
+        return outcome
+    process = subprocess.Popen(
+        [str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None and process.stdout is not None
+    started, finished = -1, False
+    hung = threading.Event()
+    with _watchdog(process, hung) as alive, process:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(_script(jobs, settings))
+            process.stdin.close()
+        for line in process.stdout:
+            alive()
+            word, *rest = line.split()
+            match word:
+                case "start":
+                    started = int(rest[0])
+                case "started":
+                    started = -1
+                case "error":
+                    outcome.errors[int(rest[0])] = " ".join(rest[1:])
+                case "round" if progress is not None:
+                    progress(int(rest[0]), settings.rounds, int(rest[1]))
+                case "done":
+                    outcome.rejected, outcome.unsettled = int(rest[1]), int(rest[2])
+                    outcome.switches, finished = int(rest[3]), True
+                case "samples":
+                    outcome.samples[int(rest[0])] = tuple(float(one) for one in rest[1:])
+                case _:
+                    pass
+    if not finished:
+        reason = "no progress" if hung.is_set() else f"stopped with status {process.returncode}"
+        if started < 0:
+            raise MeasurementError(f"the measuring process failed: {reason}")
+        outcome.culprit, outcome.reason = started, reason
+    return outcome
+
+
+@contextlib.contextmanager
+def _watchdog(
+    process: subprocess.Popen[str], hung: threading.Event
+) -> Iterator[Callable[[], None]]:
+    """Kill the process when it says nothing for STALL_SECONDS; yields the sign of life."""
+    beat, stop = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            if not beat.wait(STALL_SECONDS) and not stop.is_set():
+                hung.set()
+                process.kill()
+                return
+            beat.clear()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield beat.set
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        stop.set()
+        beat.set()
+        thread.join()
+
+
+def _script(jobs: Sequence[Job], settings: Settings) -> str:
+    lines = [
+        f"cpu {measuring_core()}",
+        f"rounds {settings.rounds}",
+        f"sample_ns {settings.sample_us * 1e3}",
+        f"drift {settings.drift}",
+        f"seed {settings.seed}",
+    ]
+    for job in jobs:
+        if isinstance(job, NetworkJob):
+            lines.append(f"network {job.library}")
+        else:
+            sizes = " ".join(str(size) for size in _sizes(job.workload))
+            lines.append(f"kernel {job.library} {job.symbol} {sizes}")
+    return "\n".join([*lines, "run", ""])
+
+
+def _sizes(workload: Workload) -> tuple[int, int, int, int, int]:
+    """Return the floats behind each of a kernel's pointers."""
+    output = workload.out_height * workload.out_width * workload.out_channels
+    needs_other = workload.residual or workload.operator is Operator.SCALE
+    return (
+        workload.height * workload.width * workload.in_channels,
+        workload.weight_count,
+        workload.out_channels,
+        output if needs_other else 0,
+        output,
+    )
+
+
+def measuring_core() -> int:
+    """Return the core to pin to: the last allowed one, the least likely to serve interrupts."""
+    if not hasattr(os, "sched_getaffinity"):
+        return -1
+    return max(os.sched_getaffinity(0))
+
+
+def _harness() -> Path:
+    """Return the measuring program, compiled once and cached by the hash of its source."""
+    source = resources.files("bignas.latency").joinpath("harness.c").read_bytes()
+    path = cache_folder() / f"harness-{hashlib.sha256(source).hexdigest()[:16]}"
+    if not path.exists():
+        target = probe_local().target
+        write_atomically(path, link_program({"harness.c": source}, target))
+        path.chmod(0o755)
+    return path
+
+
+def _steal() -> tuple[float, float]:
+    times = psutil.cpu_times()
+    return float(getattr(times, "steal", 0.0)), float(sum(times))
+
+
+def _environment(before: tuple[float, float], switches: int) -> Environment:
+    steal, total = _steal()
+    passed = max(total - before[1], 1e-9)
+    frequency = None
+    with contextlib.suppress(OSError, NotImplementedError, AttributeError):
+        current = psutil.cpu_freq()
+        frequency = float(current.current) if current and current.current else None
+    core = measuring_core()
+    governor = None
+    with contextlib.suppress(OSError):
+        path = Path(f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor")
+        governor = path.read_text(encoding="ascii").strip()
+    return Environment(
+        load_average=os.getloadavg()[0],
+        steal_fraction=min(1.0, max(0.0, (steal - before[0]) / passed)),
+        frequency_mhz=frequency,
+        context_switches=switches,
+        affinity=(core,) if core >= 0 else (),
+        governor=governor,
+    )
+
+
+def runtime_version() -> str:
+    """Return what measured binaries run on, for provenance records."""
+    return f"bignas static runner, {platform.system()} {platform.machine()}"

@@ -1,0 +1,98 @@
+"""Measures whole subnets: linked from tuned kernels, each a binary like the one that ships."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from bignas.compile.network import build_network, graph_with_random_weights
+from bignas.compile.objects import ObjectCache
+from bignas.compile.schedule import Schedule
+from bignas.compile.workload import workloads
+from bignas.device_db.records import Measurement, Workload
+from bignas.device_db.store import Store
+from bignas.latency.protocol import NetworkJob, Settings, measure
+from bignas.latency.recording import Recorder, space_label
+from bignas.supernet.space import Architecture, SearchSpace
+
+__all__ = ["SUBNET_SETTINGS", "measure_subnets", "measured_subnets", "spread_sample"]
+
+SUBNET_SETTINGS = Settings(rounds=40, sample_us=500.0)
+
+
+def measure_subnets(
+    space: SearchSpace,
+    architectures: Sequence[Architecture],
+    schedules: Mapping[Workload, Schedule],
+    cache: ObjectCache,
+    recorder: Recorder,
+    settings: Settings = SUBNET_SETTINGS,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> list[Measurement]:
+    """Link and measure subnets together, interleaved, and return their records.
+
+    Raises:
+        KeyError: a kernel of a subnet has no schedule.
+        MeasurementError, ToolchainError: measuring or linking is impossible on this machine.
+    """
+    with tempfile.TemporaryDirectory(prefix="bignas-subnets-") as folder:
+        jobs: list[NetworkJob] = []
+        for index, architecture in enumerate(architectures):
+            graph = graph_with_random_weights(space, architecture, seed=index)
+            path = Path(folder) / f"subnet{index}.so"
+            path.write_bytes(build_network(graph, schedules, cache).library)
+            jobs.append(NetworkJob(path))
+        report = measure(jobs, settings, progress)
+    return [
+        recorder.network(space, architecture, result, report.environment)
+        for architecture, result in zip(architectures, report.results, strict=True)
+    ]
+
+
+def measured_subnets(
+    store: Store, device: str, space: SearchSpace, code_hash: str
+) -> list[tuple[Architecture, float]]:
+    """Return (architecture, median latency in ms) of the subnets measured with this code."""
+    records = store.network_measurements(device, space=space_label(space), code_hash=code_hash)
+    return [(architecture_of(one), one.p50_ns / 1e6) for one in records if one.ok]
+
+
+def architecture_of(measurement: Measurement) -> Architecture:
+    """Return the architecture of a network's record."""
+    return Architecture.from_dict(json.loads(measurement.architecture or "null"))
+
+
+def spread_sample(
+    space: SearchSpace, count: int, random: np.random.Generator
+) -> list[Architecture]:
+    """Return architectures spread evenly over the range of MACs, both ends of the space included.
+
+    Uniform sampling of each dimension crowds the middle, so mixtures with the ends are added, and of
+    many samples those at even steps of log MACs are kept.
+    """
+    pool = [space.smallest(), space.biggest()]
+    pool += [space.sample(random) for _ in range(8 * count)]
+    pool += [_skewed(space, random, share) for share in np.linspace(0.05, 0.95, 4 * count)]
+    unique = list(dict.fromkeys(pool))
+    unique.sort(key=space.macs)
+    if len(unique) <= count:
+        return unique
+    low, high = space.macs(unique[0]), space.macs(unique[-1])
+    macs = np.log([space.macs(one) for one in unique])
+    wanted = np.linspace(np.log(low), np.log(high), count)
+    chosen: dict[int, None] = {}
+    for value in wanted:
+        order = np.argsort(np.abs(macs - value), kind="stable")
+        chosen[next(int(index) for index in order if int(index) not in chosen)] = None
+    return [unique[index] for index in chosen]
+
+
+def _skewed(space: SearchSpace, random: np.random.Generator, share: float) -> Architecture:
+    """Return a mix of two architectures: about `share` of the dimensions from a big one."""
+    small, big = space.smallest(), space.biggest()
+    sampled = space.sample(random)
+    mixed = space.cross(small, big, random) if random.random() < 0.5 else sampled
+    if random.random() < abs(share - 0.5) * 2:
+        mixed = space.cross(mixed, big if share > 0.5 else small, random)
+    return mixed

@@ -1,0 +1,63 @@
+"""The kernel table of a device: for each workload the best schedule found, and its latency."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from bignas.compile.codegen import code_hash
+from bignas.compile.schedule import Schedule
+from bignas.device_db.records import Measurement, Workload
+from bignas.device_db.store import Store
+from bignas.latency.kernel_model import KernelTable
+
+__all__ = ["TunedKernel", "kernel_table", "schedules_of", "tuned_kernels"]
+
+
+@dataclass(frozen=True, slots=True)
+class TunedKernel:
+    """A workload's best schedule and its latency in microseconds (low quantile)."""
+
+    schedule: Schedule
+    latency_us: float
+    samples: int
+
+
+def tuned_kernels(store: Store, device: str) -> dict[Workload, TunedKernel]:
+    """Return the kernels of a device that were measured with the present kernel generators.
+
+    All candidates of a workload are measured briefly, the winner again and longer. The winner of a
+    few noisy samples looks faster than it is, so a longer measurement always replaces a shorter one.
+    """
+    return best_kernels(store.kernel_measurements(device, code_hash=code_hash()))
+
+
+def best_kernels(measurements: Iterable[Measurement]) -> dict[Workload, TunedKernel]:
+    """Return the best schedule of each workload among measurements; failed ones do not count."""
+    longest: dict[Workload, dict[str, TunedKernel]] = {}
+    for item in measurements:
+        if not item.ok or item.workload is None or item.schedule is None:
+            continue
+        schedules = longest.setdefault(item.workload, {})
+        known = schedules.get(item.schedule)
+        if known is None or len(item.samples_ns) >= known.samples:
+            schedule = known.schedule if known else Schedule.from_text(item.schedule)
+            schedules[item.schedule] = TunedKernel(
+                schedule, item.low_ns / 1e3, len(item.samples_ns)
+            )
+    best: dict[Workload, TunedKernel] = {}
+    for workload, schedules in longest.items():
+        most = max(entry.samples for entry in schedules.values())
+        finalists = [entry for entry in schedules.values() if entry.samples == most]
+        best[workload] = min(finalists, key=lambda entry: entry.latency_us)
+    return best
+
+
+def kernel_table(store: Store, device: str) -> KernelTable:
+    """Return the latencies of the tuned kernels of a device."""
+    kernels = tuned_kernels(store, device)
+    latencies = {workload: entry.latency_us for workload, entry in kernels.items()}
+    return KernelTable(latencies, device, code_hash())
+
+
+def schedules_of(kernels: Mapping[Workload, TunedKernel]) -> dict[Workload, Schedule]:
+    """Return the schedule of each tuned kernel."""
+    return {workload: entry.schedule for workload, entry in kernels.items()}

@@ -1,0 +1,175 @@
+"""Fills the kernel table: builds the candidates of each workload, measures them, keeps all samples.
+
+Building uses all cores, measuring one of them alone, so the two alternate batch by batch. Every batch
+is committed before the next one starts: an interruption costs at most the batch under way.
+"""
+
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+
+from bignas.compile.codegen import symbol_of
+from bignas.compile.objects import ObjectCache
+from bignas.compile.schedule import Schedule, candidates
+from bignas.compile.toolchain import link_shared_library
+from bignas.device_db.errors import BignasError, MeasurementError
+from bignas.device_db.records import Device, Measurement, Target, Workload
+from bignas.device_db.store import Store
+from bignas.latency.protocol import KernelJob, Settings, TimingResult, measure
+from bignas.latency.recording import Recorder
+from bignas.latency.tuned import TunedKernel, best_kernels, tuned_kernels
+
+__all__ = ["Tuner", "ensure_tuned", "tune_missing"]
+
+BATCH = 24
+TRIAL = Settings(rounds=10, sample_us=40.0)
+FINAL = Settings(rounds=30, sample_us=60.0)
+
+Candidate = tuple[Workload, Schedule]
+Built = tuple[Workload, Schedule, str | None]  # the reason why building failed, if it did
+
+
+def _build(folder: Path, target: Target, batch: Sequence[Candidate]) -> list[Built]:
+    """Build candidates into the cache; runs in a worker process."""
+    cache = ObjectCache(target, folder)
+    results: list[Built] = []
+    for workload, schedule in batch:
+        try:
+            cache.path(workload, schedule)
+            results.append((workload, schedule, None))
+        except BignasError as error:
+            results.append((workload, schedule, str(error)))
+    return results
+
+
+class Tuner:
+    """Tunes workloads on one device; use as a context manager, it owns worker processes."""
+
+    def __init__(self, device: Device, store: Store, cache: ObjectCache) -> None:
+        self.device = device
+        self.store = store
+        self.cache = cache
+        self.recorder = Recorder(device.name)
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> "Tuner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def tune(self, workloads: Sequence[Workload]) -> int:
+        """Tune one batch of workloads, commit the records and return how many were rejected rounds.
+
+        Raises:
+            MeasurementError: measuring is impossible on this machine.
+            ToolchainError: the C compiler is missing or fails.
+        """
+        pairs = [(one, s) for one in workloads for s in candidates(one, self.device.target)]
+        built = self._build_all(pairs)
+        usable = [(workload, schedule) for workload, schedule, error in built if error is None]
+        rejected = 0
+        records: list[Measurement] = []
+        with _library(usable, self.cache) as library:
+            trials, count = self._measure(usable, library, TRIAL)
+            rejected += count
+            records += trials
+            winners = [(one, best.schedule) for one, best in best_kernels(trials).items()]
+            finals, count = self._measure(winners, library, FINAL)
+            rejected += count
+            records += finals
+        if records:
+            environment = records[0].environment
+            records += [
+                self.recorder.kernel(one, schedule, TimingResult((), error), environment)
+                for one, schedule, error in built
+                if error is not None
+            ]
+        self.store.add_measurements(records)
+        return rejected
+
+    def _measure(
+        self, pairs: Sequence[Candidate], library: Path, settings: Settings
+    ) -> tuple[list[Measurement], int]:
+        jobs = [KernelJob(library, symbol_of(one, schedule), one) for one, schedule in pairs]
+        report = measure(jobs, settings)
+        records = [
+            self.recorder.kernel(one, schedule, result, report.environment)
+            for (one, schedule), result in zip(pairs, report.results, strict=True)
+        ]
+        return records, report.rejected
+
+    def _build_all(self, pairs: Sequence[Candidate]) -> list[Built]:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        folder = self.cache.folder.parent
+        if cores == 1 or len(pairs) <= BATCH:
+            return _build(folder, self.cache.target, pairs)
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(cores, mp_context=context)
+        shares = [pairs[start : start + 8] for start in range(0, len(pairs), 8)]
+        try:
+            futures = [
+                self._pool.submit(_build, folder, self.cache.target, share) for share in shares
+            ]
+            return [entry for future in futures for entry in future.result()]
+        except BrokenProcessPool as error:
+            raise MeasurementError("a process that builds kernels died") from error
+
+
+@contextmanager
+def _library(pairs: Sequence[Candidate], cache: ObjectCache) -> Iterator[Path]:
+    """Link kernels to one shared library in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="bignas-kernels-") as folder:
+        path = Path(folder) / "kernels.so"
+        objects = [cache.path(workload, schedule) for workload, schedule in pairs]
+        path.write_bytes(link_shared_library({}, objects, cache.target))
+        yield path
+
+
+def tune_missing(
+    workloads: Sequence[Workload],
+    device: Device,
+    store: Store,
+    cache: ObjectCache,
+    known: set[Workload],
+    progress: Callable[[int, int, int], bool] | None = None,
+) -> None:
+    """Tune the workloads that are not `known`, batch by batch, in their order.
+
+    `progress(done, total, rejected)` is called after every batch; it returns False to stop early.
+    """
+    missing = [one for one in dict.fromkeys(workloads) if one not in known]
+    rejected = 0
+    with Tuner(device, store, cache) as tuner:
+        for start in range(0, len(missing), BATCH):
+            rejected += tuner.tune(missing[start : start + BATCH])
+            done = min(start + BATCH, len(missing))
+            if progress is not None and not progress(done, len(missing), rejected):
+                return
+
+
+def ensure_tuned(
+    workloads: Sequence[Workload], device: Device, store: Store, cache: ObjectCache
+) -> dict[Workload, TunedKernel]:
+    """Tune those of the workloads that the store lacks, and return all tuned kernels of the device.
+
+    Raises:
+        MeasurementError: a kernel of them cannot be measured.
+        ToolchainError: the C compiler is missing or fails.
+    """
+    kernels = tuned_kernels(store, device.name)
+    if all(one in kernels for one in workloads):
+        return kernels
+    tune_missing(workloads, device, store, cache, set(kernels))
+    kernels = tuned_kernels(store, device.name)
+    for workload in workloads:
+        if workload not in kernels:
+            raise MeasurementError(f"no kernel for {workload.key} could be measured")
+    return kernels
