@@ -8,9 +8,8 @@ all coefficients non-negative), fitted to relative errors, times a learned corre
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from types import MappingProxyType
 from typing import Any
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from bignas.device_db.errors import InputError
-from bignas.device_db.records import Measurement, Subject, Workload
+from bignas.device_db.records import Workload
 from bignas.latency.features import (
     ROOFLINE_FEATURES,
     KernelEstimates,
@@ -58,32 +57,6 @@ class KernelTable(Mapping[Workload, float]):
         object.__setattr__(self, "latencies_us", MappingProxyType(ordered))
         text = json.dumps([self.device_name, self.code_hash, self.to_dict()])
         object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest())
-
-    @classmethod
-    def from_measurements(
-        cls, device_name: str, code_hash: str, measurements: Iterable[Measurement]
-    ) -> "KernelTable":
-        """Collect the kernels of one device measured with this code.
-
-        Of a kernel with several schedules the fastest counts; of a schedule measured in several
-        sessions the median. Failed measurements and those of other code are left out.
-        """
-        samples: dict[Workload, dict[str | None, list[float]]] = {}
-        for item in measurements:
-            if (
-                item.workload is not None
-                and item.subject is Subject.KERNEL
-                and item.ok
-                and item.device == device_name
-                and item.provenance.code_hash == code_hash
-            ):
-                schedules = samples.setdefault(item.workload, {})
-                schedules.setdefault(item.schedule, []).append(item.low_ns)
-        latencies_us = {
-            workload: min(median(values) for values in schedules.values()) / 1e3
-            for workload, schedules in samples.items()
-        }
-        return cls(latencies_us, device_name, code_hash)
 
     def __getitem__(self, workload: Workload) -> float:
         return self.latencies_us[workload]

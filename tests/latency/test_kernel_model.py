@@ -1,21 +1,10 @@
 """The kernel table, and estimates of kernels that are not in it."""
 
-from dataclasses import replace
-from datetime import UTC, datetime
-
 import numpy as np
 import pytest
 
 from bignas.device_db.errors import InputError
-from bignas.device_db.records import (
-    Environment,
-    Measurement,
-    MeasurementKind,
-    Operator,
-    Provenance,
-    Subject,
-    Workload,
-)
+from bignas.device_db.records import Operator, Workload
 from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
 from tests.latency.synthetic import (
     CODE,
@@ -30,36 +19,6 @@ from tests.latency.synthetic import (
 SPACE = make_space()
 KERNELS = all_kernels(SPACE, draw(SPACE, 300, 0))
 WORK = Workload(Operator.POINTWISE, 8, 8, 16, 32)
-
-
-def measurement(low_us: float, schedule: str = "a") -> Measurement:
-    return Measurement(
-        device=DEVICE,
-        subject=Subject.KERNEL,
-        workload=WORK,
-        schedule=schedule,
-        space=None,
-        architecture=None,
-        samples_ns=(low_us * 1e3,) * 5,
-        error=None,
-        kind=MeasurementKind.MEASURED,
-        provenance=Provenance("compiler", "runtime", CODE, "0.1.0", "host"),
-        environment=Environment(0.1, 0.0, None, 0, (0,), None),
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-        session="s",
-    )
-
-
-def test_a_table_holds_the_median_of_the_fastest_schedule() -> None:
-    rows = [measurement(low_us) for low_us in (2.0, 2.2, 9.0)]
-    rows += [measurement(low_us, "b") for low_us in (1.5, 3.0, 3.0)]
-    failed = replace(measurement(1.0), samples_ns=(), error="did not build")
-    other_code = replace(
-        measurement(1.0), provenance=replace(rows[0].provenance, code_hash="code-0")
-    )
-    other_device = replace(measurement(1.0), device="elsewhere")
-    table = KernelTable.from_measurements(DEVICE, CODE, [*rows, failed, other_code, other_device])
-    assert dict(table) == {WORK: pytest.approx(2.2)}
 
 
 def test_equal_tables_have_equal_digests_whatever_the_order() -> None:
