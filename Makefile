@@ -39,7 +39,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check $(FOLDERS)
 	$(BIN)/python tools/link_farm.py
 	$(BIN)/mypy $(TYPED)
-	$(BIN)/mypy tools $(wildcard benchmarks/*.py)
+	$(BIN)/mypy tests tools $(wildcard benchmarks/*.py)
 	$(BIN)/lint-imports
 
 unit: $(INSTALLED)
