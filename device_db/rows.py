@@ -144,7 +144,7 @@ class MeasurementDecoder:
         except (ValueError, TypeError, OverflowError, BignasError) as error:
             raise StoreError(f"record {row[0]} of the store cannot be read: {error}") from error
 
-    # One argument a column: reading them by name from the row would take half of the time.
+    # One argument a column: reading them by name from the row takes half as long again.
     def _measurement(
         self,
         _number: int,
