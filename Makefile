@@ -29,7 +29,7 @@ test: lint unit slow
 $(INSTALLED): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --quiet --constraint requirements.lock --editable '.[dev]'
 	touch $@
 
 install: $(INSTALLED)
