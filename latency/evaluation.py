@@ -1,0 +1,122 @@
+"""How good a latency predictor is, on subnets that are compiled and measured now."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from bignas.compile.codegen import code_hash
+from bignas.compile.objects import ObjectCache
+from bignas.compile.workload import workloads
+from bignas.device_db.errors import MeasurementError
+from bignas.device_db.records import Device, Measurement
+from bignas.device_db.store import Store
+from bignas.latency import metrics
+from bignas.latency.predictor import LatencyPredictor
+from bignas.latency.recording import Recorder
+from bignas.latency.subnets import measure_subnets, measured_subnets
+from bignas.latency.tuned import schedules_of
+from bignas.latency.tuning import ensure_tuned
+from bignas.supernet.space import Architecture, SearchSpace
+
+__all__ = ["PredictorEvaluation", "evaluate_predictor"]
+
+BATCH = 20
+
+
+@dataclass(frozen=True, slots=True)
+class PredictorEvaluation:
+    """Errors as fractions; `repeatability` is the mean difference of the same binary in two processes.
+
+    `coverage` is the share of measured latencies inside the interval, `confidence` the wanted one;
+    `kernel_sum_mape` is the error of the plain sum of the kernel table without any correction.
+    """
+
+    mape: float
+    within_5: float
+    within_10: float
+    spearman: float
+    coverage: float
+    confidence: float
+    n: int
+    repeatability: float
+    kernel_sum_mape: float
+    measured_ms: tuple[float, ...]
+    predicted_ms: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def evaluate_predictor(
+    predictor: LatencyPredictor,
+    space: SearchSpace,
+    device: Device,
+    store: Store,
+    cache: ObjectCache,
+    subnets: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> PredictorEvaluation:
+    """Predict `subnets` random architectures never measured before, then build and measure them.
+
+    Each is measured twice, in two processes; the first measurement is what predictions are compared
+    with. Nothing of it goes into the store, but kernels that had to be tuned do.
+
+    Raises:
+        MeasurementError: a subnet cannot be measured.
+    """
+    fresh = _fresh(space, device, store, subnets, seed)
+    predictions = predictor.predict(fresh)
+    first: list[float] = []
+    second: list[float] = []
+    recorder = Recorder(device.name)
+    for start in range(0, len(fresh), BATCH):
+        batch = fresh[start : start + BATCH]
+        needed = [one for architecture in batch for one in workloads(space, architecture)]
+        schedules = schedules_of(ensure_tuned(needed, device, store, cache))
+        for results in (first, second):
+            records = measure_subnets(space, batch, schedules, cache, recorder)
+            results += [_latency_ms(one) for one in records]
+        if progress is not None:
+            progress(start + len(batch), len(fresh))
+    measured, again = np.array(first), np.array(second)
+    predicted = predictions.latency_ms
+    return PredictorEvaluation(
+        mape=metrics.mape(predicted, measured),
+        within_5=metrics.within(predicted, measured, 0.05),
+        within_10=metrics.within(predicted, measured, 0.10),
+        spearman=metrics.spearman(predicted, measured),
+        coverage=metrics.coverage(predictions.low_ms, predictions.high_ms, measured),
+        confidence=predictor.confidence,
+        n=len(fresh),
+        repeatability=float(np.mean(np.abs(again - measured) / measured)),
+        kernel_sum_mape=metrics.mape(predictor.kernel_sums_ms(fresh), measured),
+        measured_ms=tuple(first),
+        predicted_ms=tuple(float(one) for one in predicted),
+    )
+
+
+def _fresh(
+    space: SearchSpace, device: Device, store: Store, count: int, seed: int
+) -> list[Architecture]:
+    """Return random architectures that no measurement in the store is of, at most `count`."""
+    known = {one for one, _ in measured_subnets(store, device.name, space, code_hash())}
+    random = np.random.default_rng([seed, 0xF8E5])
+    found: dict[Architecture, None] = {}
+    for _ in range(100 * count):
+        architecture = space.sample(random)
+        if architecture not in known:
+            found[architecture] = None
+        if len(found) == count:
+            break
+    if not found:
+        raise MeasurementError(f"every architecture of {space.name!r} has been measured already")
+    return list(found)
+
+
+def _latency_ms(record: Measurement) -> float:
+    if not record.ok:
+        raise MeasurementError(f"a subnet could not be measured: {record.error}")
+    return record.p50_ns / 1e6

@@ -1,0 +1,167 @@
+"""From an architecture to the bundle that ships: the one path, for children and for ONNX models.
+
+child -> calibrated -> ONNX -> fused kernels -> tuned kernels of the device -> linked -> bundle.
+Kernels that the device's table lacks are tuned on the way; everything else is looked up.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bignas.compile.bundle import Bundle, BundleContents, write_bundle
+from bignas.compile.graph import KernelGraph
+from bignas.compile.lower import lower_onnx
+from bignas.compile.manifest import Latency
+from bignas.compile.network import build_network
+from bignas.compile.objects import ObjectCache
+from bignas.compile.onnx_export import export_onnx, load_onnx
+from bignas.device_db.errors import CheckpointError
+from bignas.device_db.files import require_writable
+from bignas.device_db.records import Device, MeasurementKind
+from bignas.device_db.store import Store
+from bignas.latency.predictor import LatencyPredictor
+from bignas.latency.tuned import schedules_of
+from bignas.latency.tuning import ensure_tuned
+from bignas.supernet.checkpoint import Checkpoint
+from bignas.supernet.data import ImageData, preprocess
+from bignas.supernet.evaluate import extract_calibrated
+from bignas.supernet.network import Supernet
+from bignas.supernet.space import Architecture, SearchSpace
+
+__all__ = ["align_data", "deliver_child", "deliver_onnx", "predicted_latency"]
+
+GOLDEN_IMAGES = 16
+
+
+def align_data(checkpoint: Checkpoint, data: ImageData) -> ImageData:
+    """Return data normalised as the checkpoint's weights expect it.
+
+    Raises:
+        CheckpointError: the supernet was trained for other classes.
+    """
+    checkpoint.check_data(data)
+    return dataclasses.replace(data, mean=checkpoint.mean, std=checkpoint.std)
+
+
+def predicted_latency(predictor: LatencyPredictor, architecture: Architecture) -> Latency:
+    """Return the prediction for one architecture as a manifest states it."""
+    prediction = predictor.predict([architecture])
+    return Latency(
+        kind=MeasurementKind.PREDICTED,
+        device=predictor.table.device_name,
+        latency_ms=float(prediction.latency_ms[0]),
+        interval_ms=(float(prediction.low_ms[0]), float(prediction.high_ms[0])),
+    )
+
+
+def deliver_child(
+    network: Supernet,
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    data: ImageData,
+    device: Device,
+    store: Store,
+    cache: ObjectCache,
+    out: Path,
+    predictor: LatencyPredictor | None = None,
+) -> Bundle:
+    """Extract, calibrate, export, compile and write a child's bundle.
+
+    Raises:
+        ArchitectureError: the architecture lies outside the supernet's space.
+        CheckpointError: the data have other classes than the supernet.
+        OutputError: the bundle cannot be written.
+        ToolchainError, MeasurementError: kernels cannot be built or tuned on this machine.
+    """
+    require_writable(out)
+    data = align_data(checkpoint, data)
+    space = network.space
+    child = extract_calibrated(network, architecture, data)
+    size = architecture.resolution
+    model = export_onnx(child, size, space.in_channels)
+    images = data.validation.images[:GOLDEN_IMAGES]
+    return _deliver(
+        out,
+        name=f"{space.name}-{out.name}",
+        model=model,
+        golden=preprocess(images, size, data.mean, data.std).numpy(),
+        device=device,
+        store=store,
+        cache=cache,
+        preprocessing={
+            "resize": f"bilinear, antialiased, to {size}x{size}",
+            "scale": "divide by 255, subtract mean, divide by std, per channel",
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "classes": list(data.classes),
+        },
+        space=space,
+        architecture=architecture,
+        predicted=predicted_latency(predictor, architecture) if predictor else None,
+    )
+
+
+def deliver_onnx(
+    model: Path, device: Device, store: Store, cache: ObjectCache, out: Path
+) -> Bundle:
+    """Compile an ONNX model and write its bundle; golden inputs are random.
+
+    Raises:
+        ModelError: the file is no valid ONNX model, or has an unsupported operator (named).
+        OutputError: the bundle cannot be written.
+        ToolchainError, MeasurementError: kernels cannot be built or tuned on this machine.
+    """
+    require_writable(out)
+    content = load_onnx(model)
+    graph = lower_onnx(content)
+    random = np.random.default_rng(0)
+    golden = random.standard_normal((GOLDEN_IMAGES, *graph.input_shape)).astype(np.float32)
+    return _deliver(
+        out,
+        name=model.stem,
+        model=content,
+        golden=golden,
+        device=device,
+        store=store,
+        cache=cache,
+        preprocessing={"note": "as the model's author trained it"},
+        graph=graph,
+    )
+
+
+def _deliver(
+    out: Path,
+    *,
+    name: str,
+    model: bytes,
+    golden: np.ndarray,
+    device: Device,
+    store: Store,
+    cache: ObjectCache,
+    preprocessing: Mapping[str, Any],
+    space: SearchSpace | None = None,
+    architecture: Architecture | None = None,
+    predicted: Latency | None = None,
+    graph: KernelGraph | None = None,
+) -> Bundle:
+    graph = graph or lower_onnx(model)
+    kernels = ensure_tuned(graph.workloads, device, store, cache)
+    network = build_network(graph, schedules_of(kernels), cache)
+    contents = BundleContents(
+        name=name,
+        network=network,
+        onnx_model=model,
+        golden_inputs=golden,
+        device=device,
+        preprocessing=preprocessing,
+        space=space.name if space else None,
+        space_digest=space.digest if space else None,
+        architecture=architecture.to_dict() if architecture else None,
+        kernel_latency_us={one: entry.latency_us for one, entry in kernels.items()},
+        predicted=predicted,
+        bignas_version=version("bignas"),
+    )
+    return write_bundle(out, contents)
