@@ -9,12 +9,13 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .ONESHELL:
+.NOTPARALLEL:
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-FOLDERS := benchmarks cli compile device_db latency search supernet tests tools
+FOLDERS := $(wildcard benchmarks cli compile device_db latency search supernet tests tools)
 TYPED := $(addprefix -p bignas.,cli compile device_db latency search supernet)
 LOCK_VENV := build/lock-venv
 
@@ -27,7 +28,7 @@ test: lint unit slow
 
 # pip is renewed first: version 23 leaves protobuf at a version that onnx refuses
 $(INSTALLED): pyproject.toml requirements.lock
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --quiet --constraint requirements.lock --editable '.[dev]'
 	touch $@

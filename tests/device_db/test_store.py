@@ -338,6 +338,17 @@ def test_a_record_that_cannot_be_decoded_is_named(opened: Store, path: Path) -> 
     assert any("provenances" in problem for problem in problems)
 
 
+def test_a_full_disk_is_told_and_loses_nothing(opened: Store) -> None:
+    opened.add_measurements([samples.kernel(0)])
+    with opened._database.reading() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreError, match="disk full"):
+        opened.add_measurements(samples.kernel(number) for number in range(1, 2000))
+    assert opened.kernel_measurements("bench") == [samples.kernel(0)]
+    assert opened.check_integrity() == []
+
+
 def test_references_are_enforced(opened: Store) -> None:
     opened.add_measurements([samples.kernel(0)])
     with (
