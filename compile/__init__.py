@@ -1,1 +1,1 @@
-"""From an architecture to a binary: fused workloads, kernel schedules, bundles, runners and parity checks."""
+"""From an architecture to a binary: fused workloads, kernels, schedules, bundles, runners."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from bignas.compile.codegen import code_hash, compiler_version
 from bignas.compile.library import NetworkLibrary
 from bignas.compile.manifest import FileEntry, KernelEntry, Latency, Manifest
@@ -81,7 +82,9 @@ class Bundle:
         try:
             data = (path / MANIFEST).read_bytes()
         except OSError as error:
-            raise BundleError(f"no bundle at {path}: {MANIFEST} is missing or unreadable") from error
+            raise BundleError(
+                f"no bundle at {path}: {MANIFEST} is missing or unreadable"
+            ) from error
         manifest = Manifest.from_bytes(data)
         for name in FILES:
             if name not in manifest.files:
@@ -111,7 +114,8 @@ class Bundle:
         here = probe_local().target
         if target.architecture is not here.architecture:
             raise BundleError(
-                f"the bundle is built for {target.architecture}, this machine is {here.architecture}"
+                f"the bundle is built for {target.architecture},"
+                f" this machine is {here.architecture}"
             )
         if target.vector_lanes > here.vector_lanes:
             raise BundleError(
@@ -132,7 +136,7 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How the binary's outputs compare with the golden ones; `top1_agreement` is a share of 0 to 1."""
+    """How the binary's outputs compare with the golden ones; `top1_agreement` is from 0 to 1."""
 
     ok: bool
     max_abs_error: float

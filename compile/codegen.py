@@ -6,8 +6,8 @@
     4. lower      intrinsics of the target
     5. LLVM       machine code, written as a relocatable object file
 
-Step 5 leaves one plain C symbol in each object and no reference to a TVM runtime: a network is linked
-from such objects, so the code that was measured is, byte for byte, the code that ships.
+Step 5 leaves one plain C symbol in each object and no reference to a TVM runtime: a network is
+linked from such objects, so the code that was measured is, byte for byte, the code that ships.
 """
 
 import hashlib
@@ -21,13 +21,21 @@ from typing import Any
 
 import numpy as np
 import tvm
+from tvm import tirx
+
 from bignas.compile.kernels import channelwise, pointwise, spatial
 from bignas.compile.schedule import Schedule
 from bignas.device_db.errors import ToolchainError
 from bignas.device_db.records import Operator, Target, Workload
-from tvm import tirx
 
-__all__ = ["KernelFamily", "build_object", "code_hash", "compiler_version", "pack_weights", "symbol_of"]
+__all__ = [
+    "KernelFamily",
+    "build_object",
+    "code_hash",
+    "compiler_version",
+    "pack_weights",
+    "symbol_of",
+]
 
 Emit = Callable[[str, Workload, Schedule, int], Any]
 Pack = Callable[[Workload, Schedule, int, np.ndarray], np.ndarray]

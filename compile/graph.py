@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+
 from bignas.device_db.records import Workload
 
 __all__ = ["INPUT", "KernelCall", "KernelGraph"]
@@ -28,7 +29,7 @@ class KernelCall:
 
 @dataclass(frozen=True, slots=True)
 class KernelGraph:
-    """The kernels of a network; shapes are without the batch dimension of 1, the input's is NCHW."""
+    """The kernels of a network; shapes lack the batch dimension of 1, the input's is NCHW."""
 
     calls: tuple[KernelCall, ...]
     input_shape: tuple[int, int, int]

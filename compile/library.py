@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from bignas.device_db.errors import BundleError
 
 __all__ = ["NetworkLibrary"]

@@ -13,8 +13,8 @@ and its last pooling needs no transposition at all; others are refused.
 from collections import Counter
 from dataclasses import dataclass, replace
 
-
 import numpy as np
+
 from bignas.compile.graph import INPUT, KernelCall, KernelGraph
 from bignas.compile.relax_import import Operation, Tensors, import_onnx
 from bignas.device_db.errors import ModelError
@@ -313,5 +313,3 @@ class _Fusion:
         if len(shape) != 4 or shape[0] != 1:
             raise ModelError(f"the model's input must be [1, channels, height, width], not {shape}")
         return KernelGraph(calls, (shape[1], shape[2], shape[3]), last.out_channels)
-
-

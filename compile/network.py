@@ -1,10 +1,11 @@
-"""A kernel graph -> a shared library: built kernels, the call plan and the small C runtime, linked."""
+"""A kernel graph -> a shared library: built kernels, call plan and a small C runtime, linked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
+
 from bignas.compile.codegen import symbol_of
 from bignas.compile.graph import INPUT, KernelCall, KernelGraph
 from bignas.compile.objects import ObjectCache

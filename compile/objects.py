@@ -7,11 +7,12 @@ and, since builds are deterministic, comes out the same.
 import os
 from pathlib import Path
 
+from platformdirs import user_cache_dir
+
 from bignas.compile.codegen import build_object, code_hash, symbol_of
 from bignas.compile.schedule import Schedule
 from bignas.device_db.files import write_atomically
 from bignas.device_db.records import Target, Workload
-from platformdirs import user_cache_dir
 
 __all__ = ["ObjectCache", "cache_folder"]
 

@@ -1,7 +1,7 @@
 """Child network -> ONNX, checked by the ONNX checker and against ONNX Runtime.
 
-The graph holds plain operators with folded batch norm, static shapes, batch size 1 and one named input
-and output, so that any other engine reads it too.
+The graph holds plain operators with folded batch norm, static shapes, batch size 1 and one named
+input and output, so that any other engine reads it too.
 """
 
 import io
@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from bignas.device_db.errors import ModelError
 from google.protobuf.message import DecodeError
+
+from bignas.device_db.errors import ModelError
 
 __all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "export_onnx", "load_onnx", "run_onnx"]
 
@@ -24,9 +25,9 @@ OUTPUT_NAME = "logits"
 
 
 def export_onnx(child: torch.nn.Module, resolution: int, in_channels: int = 3) -> bytes:
-    """Return the ONNX model of a child: input float32 [1, channels, resolution, resolution], NCHW.
+    """Return the ONNX model of a child, input float32 [1, channels, resolution, resolution].
 
-    The exporter that traces is used: it takes a fraction of a second, the newer one five seconds and
+    The exporter that traces is used: it takes a fraction of a second, the newer one five seconds or
     more, and both give the same numbers.
 
     Raises:
@@ -40,7 +41,7 @@ def export_onnx(child: torch.nn.Module, resolution: int, in_channels: int = 3) -
         torch.onnx.export(
             child,
             (example,),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # the exporter that traces takes files too
             input_names=[INPUT_NAME],
             output_names=[OUTPUT_NAME],
             opset_version=OPSET,
@@ -79,7 +80,7 @@ def _check(model: Any, name: str) -> None:
 
 
 def run_onnx(model: bytes, images: np.ndarray) -> np.ndarray:
-    """Return ONNX Runtime's outputs [n, classes] for float32 images [n, channels, height, width]."""
+    """Return ONNX Runtime's outputs [n, classes] for images [n, channels, height, width]."""
     session = onnx_session(model)
     name = session.get_inputs()[0].name
     outputs = [

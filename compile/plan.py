@@ -1,13 +1,14 @@
 """Where every value of a network lives, and the C function that calls its kernels in order.
 
-Activations share one workspace: a value's place is free again after its last reader has run. Weights
-and biases are one read-only block, packed as each kernel reads them.
+Activations share one workspace: a value's place is free again after its last reader has run.
+Weights and biases are one read-only block, packed as each kernel reads them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from bignas.compile.codegen import pack_weights, symbol_of
 from bignas.compile.graph import INPUT, KernelCall, KernelGraph
 from bignas.compile.schedule import Schedule
@@ -117,7 +118,8 @@ def _source(
             '        "bignas_weights:\\n"',
             '        ".incbin \\"weights.bin\\"\\n"',
             '        ".previous\\n");',
-            'extern const float w[] __asm__("bignas_weights") __attribute__((visibility("hidden")));',
+            'extern const float w[] __asm__("bignas_weights")',
+            '    __attribute__((visibility("hidden")));',
             "",
             *declarations,
             "void bignas_network(const float *input, float *output, float *m);",

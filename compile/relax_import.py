@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 import tvm
-from bignas.device_db.errors import ModelError
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
+
+from bignas.device_db.errors import ModelError
 
 __all__ = ["Operation", "Tensors", "import_onnx"]
 
@@ -64,12 +65,14 @@ def import_onnx(model: bytes) -> Tensors:
     """Return the operations of an ONNX model.
 
     Raises:
-        ModelError: an operator that Relax does not know, a dynamic shape, several inputs or outputs.
+        ModelError: an operator unknown to Relax, a dynamic shape, several inputs or outputs.
     """
     module = _clean_up(_import(model))
     function = module["main"]
     if len(function.params) != 1:
-        raise ModelError(f"the model has {len(function.params)} inputs; models with one are supported")
+        raise ModelError(
+            f"the model has {len(function.params)} inputs; models with one are supported"
+        )
     return _flatten(function)
 
 
@@ -186,9 +189,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
         raise ModelError("the model has dynamic shapes; export it with fixed ones") from error
 
 
-def _fold(
-    kind: str, operands: list[np.ndarray], call: Any, shape: tuple[int, ...]
-) -> np.ndarray:
+def _fold(kind: str, operands: list[np.ndarray], call: Any, shape: tuple[int, ...]) -> np.ndarray:
     if kind in ("reshape", "expand_dims", "squeeze"):
         return operands[0].reshape(shape)
     if kind == "permute_dims":

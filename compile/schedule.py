@@ -86,13 +86,11 @@ def candidates(workload: Workload, target: Target) -> tuple[Schedule, ...]:
             return tuple(Schedule(1, vectors, 1) for vectors in (4, 8) if vectors <= max(widest, 4))
 
 
-def _register_tiles(
-    pixels: int, channels: int, lanes: int, registers: int
-) -> tuple[Schedule, ...]:
+def _register_tiles(pixels: int, channels: int, lanes: int, registers: int) -> tuple[Schedule, ...]:
     """Tiles of a matrix product, ranked by estimated issue slots and pruned by registers.
 
-    LLVM rotates accumulators through spare registers, so that measured kernels lose a third of their
-    speed once the tile fills more than about two thirds of the register file.
+    LLVM rotates accumulators through spare registers, so that measured kernels lose a third of
+    their speed once the tile fills more than about two thirds of the register file.
     """
     accumulators = registers * 2 // 3
     column_vectors = len(vector_chunks(channels, lanes))

@@ -1,7 +1,7 @@
 """The C compiler of the machine, which links kernels to shared libraries.
 
-Linking happens in a folder of its own with relative names, without time stamps or build ids, so that
-the same inputs give the same bytes.
+Linking happens in a folder of its own with relative names, without time stamps or build ids, so
+that the same inputs give the same bytes.
 """
 
 import os
@@ -25,7 +25,7 @@ OUTPUT = "output"
 def link_shared_library(
     sources: Mapping[str, bytes], objects: Sequence[Path], target: Target
 ) -> bytes:
-    """Compile C sources (by file name; headers and data files may be among them), link, return bytes.
+    """Compile C sources (by file name, headers and data files among them), link, return bytes.
 
     Raises:
         ToolchainError: no compiler for the target, or it failed.

@@ -1,8 +1,9 @@
 """The fused kernels that an architecture's binary consists of, derived without compiling anything.
 
-One layer of a search space is one kernel of the binary: convolution, folded batch norm, activation and
-residual addition run as a single loop nest. The first kernel reads the network's input as it arrives
-(NCHW); every other one works on NHWC. A test holds this list against what the compiler emits.
+One layer of a search space is one kernel of the binary: convolution, folded batch norm, activation
+and residual addition run as a single loop nest. The first kernel reads the network's input as it
+arrives (NCHW); every other one works on NHWC. A test holds this list against what the compiler
+emits.
 """
 
 from functools import lru_cache

@@ -1,1 +1,1 @@
-"""Measuring kernels and networks on a device, and predicting the latency of networks not yet measured."""
+"""Measuring kernels and networks on a device, and predicting the latency of other networks."""

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
 from bignas.compile.bundle import LIBRARY, Bundle
 from bignas.compile.manifest import Latency
 from bignas.device_db.errors import MeasurementError

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+
 from bignas.compile.codegen import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workloads
@@ -26,7 +27,7 @@ BATCH = 20
 
 @dataclass(frozen=True, slots=True)
 class PredictorEvaluation:
-    """Errors as fractions; `repeatability` is the mean difference of the same binary in two processes.
+    """Errors as fractions; `repeatability` is the mean difference of a binary in two processes.
 
     `coverage` is the share of measured latencies inside the interval, `confidence` the wanted one;
     `kernel_sum_mape` is the error of the plain sum of the kernel table without any correction.

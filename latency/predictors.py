@@ -3,13 +3,14 @@
 import os
 from pathlib import Path
 
+from platformdirs import user_data_dir
+
 from bignas.compile.codegen import code_hash
 from bignas.device_db.errors import InputError
 from bignas.device_db.records import Device
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.recording import space_label
 from bignas.supernet.space import SearchSpace
-from platformdirs import user_data_dir
 
 __all__ = ["load_predictor", "predictor_path", "save_predictor"]
 
@@ -17,7 +18,7 @@ CLASSES = 10  # the classifier's width says nothing about which predictor fits
 
 
 def predictor_path(space: SearchSpace, device: Device) -> Path:
-    """Return the file of the predictor of a space and device, in $BIGNAS_DATA or the user's folder."""
+    """Return the file of a predictor, in $BIGNAS_DATA or the user folder."""
     root = Path(os.environ.get("BIGNAS_DATA") or user_data_dir("bignas"))
     return root / "predictors" / f"{space_label(space.with_classes(CLASSES))}-{device.name}.json"
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
 from bignas.compile.codegen import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workload_of, workloads
@@ -53,9 +54,9 @@ class ProfileSummary:
 def space_workloads(space: SearchSpace) -> list[Workload]:
     """Return every kernel that an architecture of the space can contain, the most frequent first.
 
-    Frequency is that in random architectures; kernels that these do not meet come last, in the order
-    in which they occur in the space. The count grows with the sum of the stages' options, not with
-    the number of architectures.
+    Frequency is that in random architectures; kernels that these do not meet come last, in the
+    order in which they occur in the space. The count grows with the sum of the stages' options, not
+    with the number of architectures.
     """
     random = np.random.default_rng(0)
     counts: dict[Workload, int] = {}
@@ -183,7 +184,9 @@ def _measure_more(
         if first and time.monotonic() > deadline:
             return
         batch = pool[first : first + SUBNET_BATCH]
-        kernels = ensure_tuned([one for a in batch for one in workloads(space, a)], device, store, cache)
+        kernels = ensure_tuned(
+            [one for a in batch for one in workloads(space, a)], device, store, cache
+        )
         records = measure_subnets(space, batch, schedules_of(kernels), cache, recorder)
         store.add_measurements(records)
         if all(not one.ok for one in records):

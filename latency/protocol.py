@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 
 import psutil
+
 from bignas.compile.objects import cache_folder
 from bignas.compile.toolchain import link_program
 from bignas.device_db.errors import MeasurementError
@@ -86,9 +87,7 @@ class Report:
 Progress = Callable[[int, int, int], None]  # rounds done, rounds in all, groups rejected
 
 
-def measure(
-    jobs: Sequence[Job], settings: Settings, progress: Progress | None = None
-) -> Report:
+def measure(jobs: Sequence[Job], settings: Settings, progress: Progress | None = None) -> Report:
     """Measure jobs together; a job that crashes or hangs gets an error and the others are repeated.
 
     Raises:
@@ -132,7 +131,8 @@ def _run(
     process = subprocess.Popen(
         [str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     started, finished = -1, False
     hung = threading.Event()
     with _watchdog(process, hung) as alive, process:
@@ -252,8 +252,7 @@ def _environment(before: tuple[float, float], switches: int) -> Environment:
     passed = max(total - before[1], 1e-9)
     frequency = None
     with contextlib.suppress(OSError, NotImplementedError, AttributeError):
-        current = psutil.cpu_freq()
-        frequency = float(current.current) if current and current.current else None
+        frequency = float(psutil.cpu_freq().current) or None
     core = measuring_core()
     governor = None
     with contextlib.suppress(OSError):

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
 from bignas.compile.network import build_network, graph_with_random_weights
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import Schedule
-from bignas.compile.workload import workloads
 from bignas.device_db.records import Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.protocol import NetworkJob, Settings, measure
@@ -68,8 +68,8 @@ def spread_sample(
 ) -> list[Architecture]:
     """Return architectures spread evenly over the range of MACs, both ends of the space included.
 
-    Uniform sampling of each dimension crowds the middle, so mixtures with the ends are added, and of
-    many samples those at even steps of log MACs are kept.
+    Uniform sampling of each dimension crowds the middle, so mixtures with the ends are added, and
+    of many samples those at even steps of log MACs are kept.
     """
     pool = [space.smallest(), space.biggest()]
     pool += [space.sample(random) for _ in range(8 * count)]

@@ -25,7 +25,8 @@ def tuned_kernels(store: Store, device: str) -> dict[Workload, TunedKernel]:
     """Return the kernels of a device that were measured with the present kernel generators.
 
     All candidates of a workload are measured briefly, the winner again and longer. The winner of a
-    few noisy samples looks faster than it is, so a longer measurement always replaces a shorter one.
+    few noisy samples looks faster than it is, so a longer measurement always replaces a shorter
+    one.
     """
     return best_kernels(store.kernel_measurements(device, code_hash=code_hash()))
 

@@ -1,7 +1,7 @@
 """Fills the kernel table: builds the candidates of each workload, measures them, keeps all samples.
 
-Building uses all cores, measuring one of them alone, so the two alternate batch by batch. Every batch
-is committed before the next one starts: an interruption costs at most the batch under way.
+Building uses all cores, measuring one of them alone, so the two alternate batch by batch. Every
+batch is committed before the next one starts: an interruption costs at most the batch under way.
 """
 
 import multiprocessing

@@ -1,1 +1,1 @@
-"""Loop nests of the fused kernels, written in TVM's tensor IR (TIR), one file for each family of operators."""
+"""Loop nests of the fused kernels in TVM's tensor IR, one file for each family of operators."""

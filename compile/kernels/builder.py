@@ -5,18 +5,19 @@ Every kernel is a plain C function of five pointers to float32,
     void kernel(const float *input, const float *weights, const float *bias,
                 const float *other, float *output);
 
-where `other` is the residual, or the gate of a squeeze-excite block; pointers that a kernel has no use
-for are null. Activations are NHWC (the first kernel may read NCHW). Shapes are compiled in.
+where `other` is the residual, or the gate of a squeeze-excite block; pointers that a kernel has
+no use for are null. Activations are NHWC (the first kernel may read NCHW). Shapes are compiled in.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bignas.device_db.records import Activation, Workload
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script.builder import ir as T
+from tvm.tirx.script.builder import ir as T  # noqa: N812  its name in all of TVM
+
+from bignas.device_db.records import Activation, Workload
 
 __all__ = ["Arguments", "Tile", "activate", "build_function", "loop", "read", "write"]
 
@@ -56,16 +57,15 @@ def build_function(name: str, workload: Workload, body: Callable[[Arguments], No
         "other": pixels_out * workload.out_channels,
         "output": pixels_out * workload.out_channels,
     }
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name(name)
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
-            pointers = {key: T.arg(key, T.handle("float32")) for key in sizes}
-            buffers = {
-                key: T.decl_buffer((size,), "float32", data=pointers[key], layout=None)
-                for key, size in sizes.items()
-            }
-            body(Arguments(**buffers))
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_attr({"global_symbol": name, "tirx.noalias": True})
+        pointers = {key: T.arg(key, T.handle("float32")) for key in sizes}
+        buffers = {
+            key: T.decl_buffer((size,), "float32", data=pointers[key], layout=None)
+            for key, size in sizes.items()
+        }
+        body(Arguments(**buffers))
     return builder.get()
 
 
@@ -99,7 +99,7 @@ def write(buffer: Buffer, offset: Expr, lanes: int, value: Expr) -> None:
 
 
 class Tile:
-    """Accumulators of `rows` positions by the vectors of a channel group; LLVM keeps them in registers."""
+    """Accumulators of `rows` positions by a group of channel vectors, kept in registers by LLVM."""
 
     def __init__(self, rows: int, chunks: Sequence[tuple[int, int]]) -> None:
         self.rows = rows
@@ -165,9 +165,7 @@ def _hard_sigmoid(value: Expr, lanes: int) -> Expr:
 
 def _exp(value: Expr, lanes: int) -> Expr:
     """Return exp to about 1e-7 relative error, in vector registers, without a call into libm."""
-    clipped = tirx.min(
-        tirx.max(value, constant(-EXP_RANGE, lanes)), constant(EXP_RANGE, lanes)
-    )
+    clipped = tirx.min(tirx.max(value, constant(-EXP_RANGE, lanes)), constant(EXP_RANGE, lanes))
     power = tirx.floor(clipped * constant(LOG2_E, lanes) + constant(0.5, lanes))
     rest = clipped - power * constant(LN2_HIGH, lanes) - power * constant(LN2_LOW, lanes)
     polynomial = constant(EXP_COEFFICIENTS[0], lanes)

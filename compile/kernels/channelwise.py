@@ -1,4 +1,4 @@
-"""Kernels without a reduction over channels: global average pooling and the squeeze-excite multiply."""
+"""Kernels that work channel by channel: global average pooling and the squeeze-excite multiply."""
 
 from typing import Any
 

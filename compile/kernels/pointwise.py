@@ -1,13 +1,14 @@
 """Pointwise convolution, and the fully connected layer as its 1x1 case: a matrix product.
 
 Positions x input channels (rows of the input) times input x output channels. A register tile of
-`schedule.tile` positions by `schedule.vectors` channel vectors is accumulated over the input channels;
-weights are packed group by group so that the inner loop reads them in order.
+`schedule.tile` positions by `schedule.vectors` channel vectors is accumulated over the input
+channels; weights are packed group by group so that the inner loop reads them in order.
 """
 
 from typing import Any
 
 import numpy as np
+
 from bignas.compile.kernels.builder import Arguments, Expr, Tile, build_function, loop, read, spread
 from bignas.compile.schedule import Schedule, column_groups, vector_chunks
 from bignas.device_db.records import Workload
@@ -49,9 +50,7 @@ def emit(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:
                         step(block * unrolled + inner)
             for k in range(depth - depth % unrolled, depth):
                 step(k)
-            accumulators.finish(
-                workload, arguments, lambda row: first_pixel + row, first_channel
-            )
+            accumulators.finish(workload, arguments, lambda row: first_pixel + row, first_channel)
 
         def columns(first_channel: Expr, width: int) -> None:
             if full:

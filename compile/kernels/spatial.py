@@ -1,27 +1,30 @@
 """Convolutions with a window: dense (the stem, residual networks) and depthwise.
 
 One output row at a time, `schedule.tile` pixels of it by `schedule.vectors` channel vectors are
-accumulated over the window. Nothing is padded in memory: window rows outside the image are left out of
-the loop by its bounds, and columns outside it are left out of the code of the tiles at both ends of a
-row, whose positions are known when the code is written.
+accumulated over the window. Nothing is padded in memory: window rows outside the image are left out
+of the loop by its bounds, and columns outside it are left out of the code of the tiles at both ends
+of a row, whose positions are known when the code is written.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from tvm import tirx
+
 from bignas.compile.kernels.builder import Arguments, Expr, Tile, build_function, loop, read, spread
 from bignas.compile.kernels.pointwise import over_groups
 from bignas.compile.schedule import Schedule, column_groups, vector_chunks
 from bignas.device_db.records import Layout, Workload
-from tvm import tirx
 
 __all__ = ["emit_conv", "emit_depthwise", "pack_conv", "pack_depthwise"]
 
 UNROLLED_CHANNELS = 4  # up to so many input channels (RGB) the reduction is written out
 
 
-def pack_conv(workload: Workload, schedule: Schedule, lanes: int, weights: np.ndarray) -> np.ndarray:
+def pack_conv(
+    workload: Workload, schedule: Schedule, lanes: int, weights: np.ndarray
+) -> np.ndarray:
     """Pack weights [out, in, k, k] as [group][window row][in][window column][channel], flat."""
     groups = column_groups(workload.out_channels, lanes, schedule.vectors)
     return np.concatenate(
@@ -47,7 +50,9 @@ def emit_depthwise(name: str, workload: Workload, schedule: Schedule, lanes: int
         for column in range(kernel):
             for offset, size in state.tile.chunks:
                 place = (state.window_row * kernel + column) * state.width + offset
-                weight = read(arguments.weights, state.first_channel * kernel * kernel + place, size)
+                weight = read(
+                    arguments.weights, state.first_channel * kernel * kernel + place, size
+                )
                 for pixel in range(state.tile.rows):
                     if not state.inside(pixel, column):
                         continue
@@ -70,7 +75,9 @@ def emit_conv(name: str, workload: Workload, schedule: Schedule, lanes: int) -> 
             base = state.first_channel * depth * kernel * kernel
             for column in range(kernel):
                 for offset, size in state.tile.chunks:
-                    place = ((state.window_row * depth + k) * kernel + column) * state.width + offset
+                    place = (
+                        (state.window_row * depth + k) * kernel + column
+                    ) * state.width + offset
                     weight = read(arguments.weights, base + place, size)
                     for pixel in range(state.tile.rows):
                         if not state.inside(pixel, column):
@@ -193,7 +200,7 @@ def _inner_rows(workload: Workload) -> tuple[int, int]:
 
 
 def _row_tiles(workload: Workload, tile: int) -> list[tuple[int, int, int]]:
-    """Return (start, pixels, repeats): the tiles of a row, those inside the image merged to a loop."""
+    """Return (start, pixels, repeats): the tiles of a row, those inside the image as one loop."""
     result: list[tuple[int, int, int]] = []
     inner_before = False
     for start in range(0, workload.out_width, tile):
@@ -208,5 +215,3 @@ def _row_tiles(workload: Workload, tile: int) -> list[tuple[int, int, int]]:
             result.append((start, pixels, 1))
         inner_before = inner
     return result
-
-
