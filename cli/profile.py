@@ -1,0 +1,75 @@
+"""bignas profile: fills the kernel table of a device for a search space."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs: help takes no seconds
+
+from dataclasses import asdict
+
+import click
+
+from bignas.cli.options import device_option, examples, space_argument
+from bignas.cli.output import Output, facts, reporting
+from bignas.cli.progress import Bars, profile_step
+
+__all__ = ["profile"]
+
+
+@click.command(
+    epilog=examples(
+        "bignas profile cifar --device local --minutes 30", "bignas profile my_space.toml"
+    )
+)
+@space_argument
+@device_option
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Stop after so long; the next run goes on.",
+)
+@click.option(
+    "--subnets",
+    type=click.IntRange(min=1),
+    default=80,
+    show_default=True,
+    help="Whole subnets to measure, beside the kernels.",
+)
+@reporting
+def profile(output: Output, space: str, device_name: str, minutes: float, subnets: int) -> None:
+    """Measure the kernels of a search space on a device.
+
+    Whole subnets follow, which tell what the sum of the kernels misses. Everything measured is kept at once: an interrupted run loses little, and the next run goes on.
+    """
+    from bignas.cli.inputs import require_measurable
+    from bignas.compile.objects import ObjectCache
+    from bignas.device_db.store import Store
+    from bignas.latency.profile import profile_space
+    from bignas.supernet.spaces import load_space
+
+    search_space = load_space(space)
+    with Store.open() as store, Bars() as bars:
+        device = store.device(device_name)
+        require_measurable(device)
+        summary = profile_space(
+            search_space,
+            device,
+            store,
+            ObjectCache(device.target),
+            minutes,
+            lambda progress: bars(profile_step(progress)),
+            subnets,
+        )
+    document = {"space": search_space.name, "device": device.name, **asdict(summary)}
+    output.show(
+        document,
+        facts(
+            {
+                "space": search_space.name,
+                "device": device.name,
+                "kernels": f"{summary.kernels} of {summary.kernels_of_space}",
+                "subnets": summary.subnets,
+                "took": f"{summary.seconds / 60:.1f} minutes",
+                "next": f"bignas predictor fit {space} --device {device.name}",
+            }
+        ),
+    )

@@ -1,0 +1,78 @@
+"""bignas train: trains a supernet."""
+
+# ruff: noqa: PLC0415 - what a command needs is imported when it runs: help takes no seconds
+
+from pathlib import Path
+
+import click
+
+from bignas.cli.options import data_option, examples, out_option, space_argument
+from bignas.cli.output import Output, facts, reporting
+from bignas.cli.progress import Bars, train_step
+
+__all__ = ["train"]
+
+
+@click.command(
+    epilog=examples(
+        "bignas train cifar --data digits --out digits.safetensors",
+        "bignas train cifar --data cifar10 --out cifar10.safetensors --epochs 60",
+    )
+)
+@space_argument
+@data_option
+@out_option("CKPT", "The checkpoint file; training resumes when it exists.")
+@click.option("--epochs", type=int, help="Passes over the training images.")
+@click.option("--batch-size", type=int, help="Images a step.")
+@click.option("--learning-rate", type=float, help="After the warm-up.")
+@click.option("--max-images", type=int, help="Train on a random subset of this size.")
+@click.option("--threads", type=int, help="Threads to train with.  [default: all]")
+@click.option("--seed", type=int, help="Of all random numbers.  [default: 0]")
+@reporting
+def train(
+    output: Output,
+    space: str,
+    data_name: str,
+    out: Path,
+    epochs: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    max_images: int | None,
+    threads: int | None,
+    seed: int | None,
+) -> None:
+    """Train a supernet once; all its children work as they are.
+
+    A run that was stopped goes on when the same command is given again.
+    """
+    from bignas.cli.inputs import require_file_place
+    from bignas.supernet.data import load_data
+    from bignas.supernet.recipe import TrainConfig
+    from bignas.supernet.spaces import load_space
+    from bignas.supernet.train import train as train_supernet
+
+    search_space = load_space(space)
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "max_train_images": max_images,
+        "threads": threads,
+        "seed": seed,
+    }
+    config = TrainConfig.from_dict({key: one for key, one in given.items() if one is not None})
+    require_file_place(out)
+    data = load_data(data_name)
+    with Bars() as bars:
+        checkpoint = train_supernet(
+            search_space, data, out, config, lambda progress: bars(train_step(progress))
+        )
+    document = {
+        "checkpoint": str(out),
+        "space": checkpoint.space.name,
+        "data": checkpoint.data_name,
+        "classes": len(checkpoint.classes),
+        "epochs": checkpoint.epochs_done,
+        "steps": checkpoint.step,
+    }
+    output.show(document, facts(document))
