@@ -79,23 +79,24 @@ def compile_(
         else:
             network, checkpoint = load_checkpoint(source)
             architecture = read_one_architecture(architectures, network.space, seed)
-            predictor = _predictor(output, network.space, device)
             data = load_data(data_name)
+            predictor, missing = _predictor(network.space, device)
             bundle = deliver_child(
                 network, checkpoint, architecture, data, device, store, cache, out, predictor
             )
+            if missing:
+                output.note(f"the bundle states no predicted latency: {missing}")
     _show(output, bundle)
 
 
-def _predictor(output: Output, space: "SearchSpace", device: "Device") -> "LatencyPredictor | None":
-    """Return the predictor if there is one; a bundle can do without its prediction."""
+def _predictor(space: "SearchSpace", device: "Device") -> "tuple[LatencyPredictor | None, str]":
+    """Return the predictor, or why there is none; a bundle can do without its prediction."""
     from bignas.latency.predictors import load_predictor
 
     try:
-        return load_predictor(space, device)
+        return load_predictor(space, device), ""
     except InputError as error:
-        output.note(f"the bundle states no predicted latency: {error}")
-        return None
+        return None, str(error)
 
 
 def _show(output: Output, bundle: "Bundle") -> None:

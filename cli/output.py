@@ -137,12 +137,12 @@ def _numeric(cell: object) -> bool:
 
 def milliseconds(value: float | None) -> str:
     """Return a latency for people."""
-    return "-" if value is None else f"{value:.3f} ms"
+    return "-" if value is None else f"{value:.4g} ms"
 
 
 def interval_text(interval_ms: Sequence[float] | None) -> str:
     """Return an interval [low, high] of latencies for people."""
-    return "-" if interval_ms is None else f"{interval_ms[0]:.3f} to {interval_ms[1]:.3f} ms"
+    return "-" if interval_ms is None else f"{interval_ms[0]:.4g} to {interval_ms[1]:.4g} ms"
 
 
 def percent(share: float | None) -> str:

@@ -38,7 +38,8 @@ __all__ = ["profile"]
 def profile(output: Output, space: str, device_name: str, minutes: float, subnets: int) -> None:
     """Measure the kernels of a search space on a device.
 
-    Whole subnets follow, which tell what the sum of the kernels misses. Everything measured is kept at once: an interrupted run loses little, and the next run goes on.
+    Whole subnets follow: they tell what the sum of the kernels misses. Everything measured is kept
+    at once; an interrupted run loses little, and the next run goes on.
     """
     from bignas.cli.inputs import require_measurable
     from bignas.compile.objects import ObjectCache
