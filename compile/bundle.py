@@ -127,7 +127,8 @@ class Bundle:
         """Return the network, ready to run, after the checks above."""
         self.check_files()
         self.check_machine()
-        return NetworkLibrary(self.path / LIBRARY)
+        shape = tuple(self.manifest.input["shape"][1:])
+        return NetworkLibrary(self.path / LIBRARY, shape)
 
     def golden(self) -> tuple[np.ndarray, np.ndarray]:
         """Return golden inputs [n, channels, height, width] and outputs [n, classes]."""

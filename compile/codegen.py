@@ -25,8 +25,8 @@ from tvm import tirx
 
 from bignas.compile.kernels import channelwise, pointwise, spatial
 from bignas.compile.schedule import Schedule
-from bignas.device_db.errors import ToolchainError
-from bignas.device_db.records import Operator, Target, Workload
+from bignas.device_db.errors import ModelError, ToolchainError
+from bignas.device_db.records import Layout, Operator, Target, Workload
 
 __all__ = [
     "KernelFamily",
@@ -78,8 +78,13 @@ def build_object(workload: Workload, schedule: Schedule, target: Target) -> byte
     """Return the object file of a kernel.
 
     Raises:
+        ModelError: a workload that no kernel is written for.
         ToolchainError: LLVM refuses the target or the code.
     """
+    if workload.operator is Operator.POINTWISE and workload.stride != 1:
+        raise ModelError(f"no kernel for {workload.key}: a strided pointwise is a conv of kernel 1")
+    if workload.operator is not Operator.CONV and workload.input_layout is not Layout.NHWC:
+        raise ModelError(f"no kernel for {workload.key}: only a conv reads planar images")
     name = symbol_of(workload, schedule)
     function = FAMILIES[workload.operator].emit(name, workload, schedule, target.vector_lanes)
     try:

@@ -1,6 +1,7 @@
 """A compiled network loaded into this process: run it and time it through its C interface."""
 
 import ctypes
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ ALIGNMENT = 64
 class NetworkLibrary:
     """The shared library of a network.
 
+    `input_shape` (channels, height, width) is what `run` insists on; without it only the number of
+    values is checked.
+
     Raises:
         BundleError: the file is no library of this version's interface.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, input_shape: tuple[int, ...] | None = None) -> None:
+        self.input_shape = input_shape
         try:
             self._library = ctypes.CDLL(str(path.resolve()))
             self._declare()
@@ -47,13 +52,18 @@ class NetworkLibrary:
         """Return outputs [n, classes] for images [n, channels, height, width], float32.
 
         Raises:
-            BundleError: the images have another size than the network's input.
+            BundleError: the images have another shape than the network's input, or are no numbers.
         """
-        images = np.ascontiguousarray(images, np.float32)
-        if images.ndim != 4 or images[0].size != self.input_floats:
-            raise BundleError(
-                f"the network takes {self.input_floats} values an image, got {images.shape[1:]}"
-            )
+        try:
+            images = np.ascontiguousarray(images, np.float32)
+        except (TypeError, ValueError) as error:
+            raise BundleError("the network takes numbers, float32") from error
+        shape = images.shape[1:]
+        fits = math.prod(shape) == self.input_floats and shape == (self.input_shape or shape)
+        if images.ndim != 4 or not fits:
+            wanted = "x".join(map(str, self.input_shape or (self.input_floats,)))
+            got = "x".join(map(str, images.shape))
+            raise BundleError(f"the network takes images of nx{wanted}, got an array of {got}")
         outputs = aligned_floats(len(images) * self.output_floats)
         outputs = outputs.reshape(len(images), self.output_floats)
         for image, output in zip(images, outputs, strict=True):

@@ -46,6 +46,15 @@ def _link(
     sources: Mapping[str, bytes], objects: Sequence[Path], target: Target, flags: Sequence[str]
 ) -> bytes:
     compiler = _compiler(target)
+    try:
+        return _link_in_folder(compiler, sources, objects, flags)
+    except OSError as error:
+        raise ToolchainError(f"linking failed: {error.strerror or error}") from error
+
+
+def _link_in_folder(
+    compiler: str, sources: Mapping[str, bytes], objects: Sequence[Path], flags: Sequence[str]
+) -> bytes:
     with tempfile.TemporaryDirectory(prefix="bignas-link-") as name:
         folder = Path(name)
         for file, content in sources.items():

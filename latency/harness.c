@@ -6,9 +6,11 @@
  * it can, the machine was doing something else, and the group's samples are thrown away and repeated.
  *
  *   cpu N | rounds N | sample_ns N | drift F | seed N
- *   kernel LIBRARY SYMBOL IN WEIGHTS BIAS OTHER OUT        (sizes in floats)
+ *   kernel IN WEIGHTS BIAS OTHER OUT SYMBOL LIBRARY        (sizes in floats)
  *   network LIBRARY
  *   run
+ *
+ * LIBRARY is the rest of the line, so that its path may hold spaces.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -27,7 +29,7 @@ struct job {
     kernel_fn kernel;
     network_fn network;
     size_t sizes[5]; /* input, weights, bias, other, output; a network: input, -, -, workspace, output */
-    char library[1024], symbol[128];
+    char library[4096], symbol[128];
     int inner, count;
     double expected_ns;
     double *samples;
@@ -91,6 +93,10 @@ static int load(struct job *job, int number) {
         size_t (*floats)(void) = (size_t(*)(void))dlsym(library, "bignas_input_floats");
         size_t (*outputs)(void) = (size_t(*)(void))dlsym(library, "bignas_output_floats");
         size_t (*bytes)(void) = (size_t(*)(void))dlsym(library, "bignas_workspace_bytes");
+        if (!floats || !outputs || !bytes) {
+            printf("error %d not a network library\n", number);
+            return -1;
+        }
         job->network = (network_fn)symbol;
         job->sizes[0] = floats();
         job->sizes[3] = bytes() / sizeof(float);
@@ -105,7 +111,7 @@ int main(void) {
     struct job *jobs = NULL;
     int count = 0, cpu = -1, rounds = 10, seed = 1;
     double sample_ns = 50000, drift = 0.05;
-    char line[2048], word[32];
+    char line[8192], word[32];
     while (fgets(line, sizeof line, stdin) && sscanf(line, "%31s", word) == 1) {
         if (!strcmp(word, "run")) break;
         if (!strcmp(word, "cpu")) sscanf(line, "%*s %d", &cpu);
@@ -119,12 +125,12 @@ int main(void) {
             memset(job, 0, sizeof *job);
             if (!strcmp(word, "network")) {
                 job->network = (network_fn)(uintptr_t)1; /* replaced when the library is loaded */
-                sscanf(line, "%*s %1023s", job->library);
+                sscanf(line, "%*s %4095[^\n]", job->library);
                 strcpy(job->symbol, "bignas_run");
             } else {
-                sscanf(line, "%*s %1023s %127s %zu %zu %zu %zu %zu", job->library, job->symbol,
-                       &job->sizes[0], &job->sizes[1], &job->sizes[2], &job->sizes[3],
-                       &job->sizes[4]);
+                sscanf(line, "%*s %zu %zu %zu %zu %zu %127s %4095[^\n]", &job->sizes[0],
+                       &job->sizes[1], &job->sizes[2], &job->sizes[3], &job->sizes[4], job->symbol,
+                       job->library);
             }
         }
     }

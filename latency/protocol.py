@@ -30,21 +30,23 @@ from bignas.device_db.records import Environment, Operator, Workload
 
 __all__ = ["Job", "KernelJob", "NetworkJob", "Report", "Settings", "TimingResult", "measure"]
 
-STALL_SECONDS = 60.0  # a process that says nothing for so long hangs
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to measure: rounds (samples a job), length of a sample, tolerated sentinel drift."""
+    """How to measure: rounds (samples a job), length of a sample, tolerated sentinel drift.
+
+    A measuring process that says nothing for `stall_seconds` hangs, and is killed.
+    """
 
     rounds: int = 20
     sample_us: float = 50.0
     drift: float = 0.05
     seed: int = 1
+    stall_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or not self.sample_us > 0 or not self.drift > 0:
-            raise MeasurementError(f"rounds, sample length and drift must be positive: {self}")
+        if self.rounds < 1 or not min(self.sample_us, self.drift, self.stall_seconds) > 0:
+            raise MeasurementError(f"rounds, lengths of time and drift must be positive: {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +130,17 @@ def _run(
     outcome = _Outcome({}, {})
     if not jobs:
         return outcome
-    process = subprocess.Popen(
-        [str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    try:
+        process = subprocess.Popen(
+            [str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    except OSError as error:
+        raise MeasurementError(f"cannot start {program}: {error.strerror}") from error
     assert process.stdin is not None
     assert process.stdout is not None
     started, finished = -1, False
     hung = threading.Event()
-    with _watchdog(process, hung) as alive, process:
+    with process, _watchdog(process, hung, settings.stall_seconds) as alive:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(_script(jobs, settings))
             process.stdin.close()
@@ -168,14 +173,14 @@ def _run(
 
 @contextlib.contextmanager
 def _watchdog(
-    process: subprocess.Popen[str], hung: threading.Event
+    process: subprocess.Popen[str], hung: threading.Event, seconds: float
 ) -> Iterator[Callable[[], None]]:
-    """Kill the process when it says nothing for STALL_SECONDS; yields the sign of life."""
+    """Kill the process when it says nothing for so many seconds; yields the sign of life."""
     beat, stop = threading.Event(), threading.Event()
 
     def watch() -> None:
         while not stop.is_set():
-            if not beat.wait(STALL_SECONDS) and not stop.is_set():
+            if not beat.wait(seconds) and not stop.is_set():
                 hung.set()
                 process.kill()
                 return
@@ -207,7 +212,7 @@ def _script(jobs: Sequence[Job], settings: Settings) -> str:
             lines.append(f"network {job.library}")
         else:
             sizes = " ".join(str(size) for size in _sizes(job.workload))
-            lines.append(f"kernel {job.library} {job.symbol} {sizes}")
+            lines.append(f"kernel {sizes} {job.symbol} {job.library}")
     return "\n".join([*lines, "run", ""])
 
 
@@ -237,8 +242,10 @@ def _harness() -> Path:
     path = cache_folder() / f"harness-{hashlib.sha256(source).hexdigest()[:16]}"
     if not path.exists():
         target = probe_local().target
-        write_atomically(path, link_program({"harness.c": source}, target))
-        path.chmod(0o755)
+        unnamed = path.with_name(f"{path.name}-{os.getpid()}")  # not found before it can be run
+        write_atomically(unnamed, link_program({"harness.c": source}, target))
+        unnamed.chmod(0o755)
+        unnamed.replace(path)
     return path
 
 

@@ -20,7 +20,7 @@ from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import BignasError, MeasurementError
 from bignas.device_db.records import Device, Measurement, Target, Workload
 from bignas.device_db.store import Store
-from bignas.latency.protocol import KernelJob, Settings, TimingResult, measure
+from bignas.latency.protocol import KernelJob, Report, Settings, TimingResult, measure
 from bignas.latency.recording import Recorder
 from bignas.latency.tuned import TunedKernel, best_kernels, tuned_kernels
 
@@ -74,36 +74,28 @@ class Tuner:
         pairs = [(one, s) for one in workloads for s in candidates(one, self.device.target)]
         built = self._build_all(pairs)
         usable = [(workload, schedule) for workload, schedule, error in built if error is None]
-        rejected = 0
-        records: list[Measurement] = []
         with _library(usable, self.cache) as library:
-            trials, count = self._measure(usable, library, TRIAL)
-            rejected += count
-            records += trials
+            trials, report = self._measure(usable, library, TRIAL)
             winners = [(one, best.schedule) for one, best in best_kernels(trials).items()]
-            finals, count = self._measure(winners, library, FINAL)
-            rejected += count
-            records += finals
-        if records:
-            environment = records[0].environment
-            records += [
-                self.recorder.kernel(one, schedule, TimingResult((), error), environment)
-                for one, schedule, error in built
-                if error is not None
-            ]
-        self.store.add_measurements(records)
-        return rejected
+            finals, final_report = self._measure(winners, library, FINAL)
+        unbuilt = [
+            self.recorder.kernel(one, schedule, TimingResult((), error), report.environment)
+            for one, schedule, error in built
+            if error is not None
+        ]
+        self.store.add_measurements([*trials, *finals, *unbuilt])
+        return report.rejected + final_report.rejected
 
     def _measure(
         self, pairs: Sequence[Candidate], library: Path, settings: Settings
-    ) -> tuple[list[Measurement], int]:
+    ) -> tuple[list[Measurement], Report]:
         jobs = [KernelJob(library, symbol_of(one, schedule), one) for one, schedule in pairs]
         report = measure(jobs, settings)
         records = [
             self.recorder.kernel(one, schedule, result, report.environment)
             for (one, schedule), result in zip(pairs, report.results, strict=True)
         ]
-        return records, report.rejected
+        return records, report
 
     def _build_all(self, pairs: Sequence[Candidate]) -> list[Built]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
