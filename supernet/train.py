@@ -344,6 +344,7 @@ class _Run:
             "images_per_second": progress.images_per_second,
         }
         try:
+            self._metrics_path.parent.mkdir(parents=True, exist_ok=True)
             with self._metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:

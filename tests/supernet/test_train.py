@@ -1,0 +1,339 @@
+"""Training learns, follows the recipe, and resumes to the bit after a kill at any moment."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bignas.device_db.errors import CheckpointError, DataError, OutputError, TrainingError
+from bignas.supernet.checkpoint import Checkpoint, load_checkpoint
+from bignas.supernet.data import ImageData, load_data
+from bignas.supernet.evaluate import evaluate_architectures
+from bignas.supernet.network import Supernet
+from bignas.supernet.recipe import learning_rate
+from bignas.supernet.space import SearchSpace
+from bignas.supernet.train import Regularize, Schedule, TrainConfig, TrainProgress, _Run, train
+
+SHORT = TrainConfig(epochs=3, batch_size=24, threads=1, log_every_steps=1, save_every_steps=5)
+
+
+def same(first: Checkpoint, second: Checkpoint) -> bool:
+    return all(torch.equal(first.weights[name], second.weights[name]) for name in first.weights)
+
+
+def test_it_learns(tiny_space: SearchSpace, toy_data: ImageData, out: Path) -> None:
+    config = dataclasses.replace(SHORT, epochs=12)
+    seen: list[TrainProgress] = []
+    trained = train(tiny_space, toy_data, out, config, seen.append)
+    assert [progress.step for progress in seen] == list(range(1, 49))
+    assert seen[-1].eta_seconds == 0
+    assert (trained.step, trained.epochs_done) == (48, 12)
+    network, loaded = load_checkpoint(out)
+    assert same(trained, loaded)
+    assert loaded.space == tiny_space.with_classes(3)
+    archs = [network.space.smallest(), network.space.biggest()]
+    results = evaluate_architectures(network, archs, toy_data, "test")
+    assert [result.arch for result in results] == archs
+    assert all(result.top1 > 0.8 for result in results)
+    assert results[1].macs > results[0].macs
+    lines = [json.loads(line) for line in metrics_of(out).read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 49))
+    assert lines[0]["learning_rate"] == learning_rate(config, 0, 4)
+    assert len(lines[0]["losses"]) == 4
+
+
+def metrics_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.metrics.jsonl")
+
+
+def state_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.state")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_an_interrupted_run_ends_in_the_same_weights(
+    tiny_space: SearchSpace, toy_data: ImageData, tmp_path: Path, dropout: float
+) -> None:
+    config = dataclasses.replace(SHORT, dropout=dropout)
+    whole = train(tiny_space, toy_data, tmp_path / "whole", config)
+
+    def stop_twice(progress: TrainProgress) -> None:
+        if progress.step in (2, 7):
+            raise KeyboardInterrupt
+
+    parts = tmp_path / "parts"
+    for step in (2, 7):
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_space, toy_data, parts, config, stop_twice)
+        assert load_checkpoint(parts)[1].step == step
+    assert same(train(tiny_space, toy_data, parts, config), whole)
+    assert [json.loads(line)["step"] for line in metrics_of(parts).read_text().splitlines()] == [
+        *range(1, 13)
+    ]
+    assert parts.read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_a_finished_run_is_not_repeated(
+    tiny_space: SearchSpace, toy_data: ImageData, out: Path
+) -> None:
+    whole = train(tiny_space, toy_data, out, SHORT)
+    steps: list[TrainProgress] = []
+    assert same(train(tiny_space, toy_data, out, SHORT, steps.append), whole)
+    state_of(out).unlink()
+    assert same(train(tiny_space, toy_data, out, SHORT, steps.append), whole)
+    assert steps == []
+
+
+def test_a_crash_between_the_two_files_is_repaired(
+    tiny_space: SearchSpace, toy_data: ImageData, out: Path
+) -> None:
+    whole = train(tiny_space, toy_data, out, SHORT)
+    out.unlink()
+    assert same(train(tiny_space, toy_data, out, SHORT), whole)
+    assert same(load_checkpoint(out)[1], whole)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from bignas.supernet.data import load_data
+from bignas.supernet.spaces import load_space
+from bignas.supernet.train import TrainConfig, train
+config = TrainConfig(epochs=2, batch_size=32, threads=1, max_train_images=320,
+                     save_every_steps=2, log_every_steps=1)
+train(load_space(sys.argv[1]), load_data("digits"), Path(sys.argv[2]), config,
+      lambda progress: print(progress.step, flush=True))
+"""
+
+SPACE_FILE = """
+resolutions = [12, 16]
+stem_channels = [8]
+stem_stride = 2
+stem_activation = "relu"
+head_channels = [16]
+head_activation = "relu"
+[[stages]]
+channels = [8, 16]
+depths = [1, 2]
+kernels = [3]
+expands = [1, 2]
+stride = 1
+activation = "relu"
+squeeze_excite = false
+"""
+
+
+def run_training(space: Path, out: Path, kill_after: int | None, number: int) -> None:
+    """Train in a process of its own; send it a signal once it has printed step `kill_after`."""
+    command = [sys.executable, "-c", SCRIPT, str(space), str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if kill_after is not None and int(line) >= kill_after:
+                process.send_signal(number)
+                break
+        process.stdout.read()
+        code = process.wait()
+    assert (code == 0) == (kill_after is None)
+
+
+def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
+    space = tmp_path / "space.toml"
+    space.write_text(SPACE_FILE)
+    run_training(space, tmp_path / "whole", None, 0)
+    parts = tmp_path / "parts"
+    run_training(space, parts, 3, signal.SIGKILL)
+    state = load_checkpoint(parts)[1].step
+    assert 2 <= state < 20
+    run_training(space, parts, 11, signal.SIGINT)
+    assert load_checkpoint(parts)[1].step >= 11
+    run_training(space, parts, None, 0)
+    assert same(load_checkpoint(parts)[1], load_checkpoint(tmp_path / "whole")[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"learning_rate": 0.2}, "learning_rate = 0.1, not 0.2"),
+        ({"seed": 1}, "seed"),
+        ({"schedule": Schedule.COSINE}, "schedule"),
+    ],
+)
+def test_another_configuration_is_refused(
+    tiny_space: SearchSpace,
+    toy_data: ImageData,
+    out: Path,
+    change: dict[str, object],
+    words: str,
+) -> None:
+    config = dataclasses.replace(SHORT, epochs=1)
+    train(tiny_space, toy_data, out, config)
+    content = out.read_bytes()
+    with pytest.raises(CheckpointError, match=words):
+        train(tiny_space, toy_data, out, dataclasses.replace(config, **change))  # type: ignore[arg-type]
+    assert out.read_bytes() == content
+    train(tiny_space, toy_data, out, dataclasses.replace(config, save_every_steps=7))
+
+
+def test_another_space_or_data_or_file_is_refused(
+    tiny_space: SearchSpace, toy_data: ImageData, out: Path
+) -> None:
+    config = dataclasses.replace(SHORT, epochs=1)
+    train(tiny_space, toy_data, out, config)
+    other = dataclasses.replace(tiny_space, head_channels=(16,))
+    with pytest.raises(CheckpointError, match="another search space"):
+        train(other, toy_data, out, config)
+    with pytest.raises(CheckpointError, match="other data"):
+        train(tiny_space, dataclasses.replace(toy_data, digest="x"), out, config)
+    foreign = out.with_name("foreign")
+    foreign.write_text("a letter")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        train(tiny_space, toy_data, foreign, config)
+    assert foreign.read_text() == "a letter"
+    state_of(out).write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        train(tiny_space, toy_data, out, config)
+
+
+def test_an_unfinished_checkpoint_without_its_state_is_refused(
+    tiny_space: SearchSpace, toy_data: ImageData, out: Path
+) -> None:
+    def stop(progress: TrainProgress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_space, toy_data, out, SHORT, stop)
+    state_of(out).unlink()
+    with pytest.raises(CheckpointError, match="cannot resume"):
+        train(tiny_space, toy_data, out, SHORT)
+
+
+def test_divergence_is_an_error_and_keeps_what_was_saved(
+    tiny_space: SearchSpace, toy_data: ImageData, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(SHORT, save_every_steps=1)
+
+    def poison(progress: TrainProgress) -> None:
+        if progress.step == 3:
+            monkeypatch.setattr(
+                "bignas.supernet.train.preprocess",
+                lambda images, side, mean, std: torch.full(
+                    (len(images), 3, side, side), float("nan")
+                ),
+            )
+
+    with pytest.raises(TrainingError, match="not finite at step 4"):
+        train(tiny_space, toy_data, out, config, poison)
+    assert load_checkpoint(out)[1].step == 3
+
+
+def test_too_few_images_and_no_place(
+    tiny_space: SearchSpace, toy_data: ImageData, out: Path
+) -> None:
+    with pytest.raises(DataError, match="96 training images, fewer than a batch of 97"):
+        train(tiny_space, toy_data, out, TrainConfig(batch_size=97))
+    with pytest.raises(DataError, match="8 training images"):
+        train(tiny_space, toy_data, out, TrainConfig(max_train_images=8))
+    out.parent.mkdir()
+    (out.parent / "file").write_text("")
+    with pytest.raises(OutputError):
+        train(tiny_space, toy_data, out.parent / "file" / "net", SHORT)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(distillation=False),
+        TrainConfig(zero_gamma=False),
+        TrainConfig(regularize=Regularize.ALL, dropout=0.2),
+        TrainConfig(schedule=Schedule.COSINE),
+        TrainConfig(sandwich=False, distillation=False, regularize=Regularize.ALL),
+        TrainConfig(random_children=0),
+    ],
+)
+def test_every_part_can_be_switched(
+    tiny_space: SearchSpace, toy_data: ImageData, tmp_path: Path, config: TrainConfig
+) -> None:
+    short = {"epochs": 2, "batch_size": 48, "threads": 1}
+    usual = train(tiny_space, toy_data, tmp_path / "usual", TrainConfig(**short))  # type: ignore[arg-type]
+    changed = dataclasses.replace(config, **short)  # type: ignore[arg-type]
+    assert not same(train(tiny_space, toy_data, tmp_path / "changed", changed), usual)
+
+
+def test_only_the_biggest_sees_labels(
+    tiny_space: SearchSpace, toy_data: ImageData, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With distillation the labels enter one loss of the four, with smoothing."""
+    calls: list[float] = []
+    original = torch.nn.functional.cross_entropy
+
+    def record(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+        calls.append(label_smoothing)
+        return original(logits, labels, label_smoothing=label_smoothing)
+
+    monkeypatch.setattr("torch.nn.functional.cross_entropy", record)
+    space = tiny_space.with_classes(3)
+    _Run(space, toy_data, out, SHORT).advance()
+    assert calls == [0.1]
+    calls.clear()
+    _Run(space, toy_data, out, dataclasses.replace(SHORT, distillation=False)).advance()
+    assert calls == [0.1, 0.0, 0.0, 0.0]
+
+
+def test_decay_acts_once_a_step(tiny_space: SearchSpace, toy_data: ImageData, out: Path) -> None:
+    """Where the gradient is zero, a step shrinks the weights by rate x decay x (1 + momentum)."""
+    config = dataclasses.replace(SHORT, weight_decay=0.5)
+    run = _Run(tiny_space.with_classes(3), toy_data, out, config)
+    weights = [p for p in run._network.parameters() if p.ndim > 1]
+    before = [weight.detach().clone() for weight in weights]
+    rate = learning_rate(config, 0, 4)
+    for group in run._optimizer.param_groups:
+        group["lr"] = rate
+    run._optimizer.step()
+    for old, new in zip(before, weights, strict=True):
+        assert torch.allclose(new, old * (1 - rate * 0.5 * (1 + config.momentum)), atol=1e-6)
+
+
+def test_threads_are_restored(tiny_space: SearchSpace, toy_data: ImageData, out: Path) -> None:
+    inside: list[int] = []
+    config = dataclasses.replace(SHORT, epochs=1, threads=2)
+    train(tiny_space, toy_data, out, config, lambda _: inside.append(torch.get_num_threads()))
+    assert set(inside) == {2}
+    assert torch.get_num_threads() == 1
+
+
+def test_digits_are_learnt_in_seconds(tiny_space: SearchSpace, out: Path) -> None:
+    """A smoke test of the whole room on real images, with a small budget."""
+    data = load_data("digits")
+    started = time.perf_counter()
+    config = TrainConfig(epochs=6, batch_size=32, learning_rate=0.2, threads=1, hold_epochs=1.0)
+    train(tiny_space, data, out, config)
+    network, _ = load_checkpoint(out)
+    result = evaluate_architectures(network, [network.space.biggest()], data, "test")[0]
+    assert result.top1 > 0.85, f"{result.top1} after {time.perf_counter() - started:.0f} s"
+    assert np.isclose(result.params, network.space.params(network.space.biggest()))
+
+
+def test_gradients_add_up(tiny_space: SearchSpace, toy_data: ImageData, out: Path) -> None:
+    """The sandwich's gradient is the sum of those of its children."""
+    space = tiny_space.with_classes(3)
+    run = _Run(space, toy_data, out, dataclasses.replace(SHORT, random_children=0))
+    assert isinstance(run._network, Supernet)
+    losses = run._backward()
+    assert len(losses) == 2
+    both = [p.grad.clone() for p in run._network.parameters() if p.grad is not None]
+    alone = _Run(space, toy_data, out, dataclasses.replace(SHORT, random_children=2))
+    assert len(alone._backward()) == 4
+    more = [p.grad for p in alone._network.parameters() if p.grad is not None]
+    assert any(not torch.equal(a, b) for a, b in zip(both, more, strict=True))
