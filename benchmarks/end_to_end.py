@@ -4,8 +4,8 @@
         --json benchmarks/results/end_to_end.json
 
 For budgets spread over the range of the space on `local`: search, deliver, then measure the bundle
-again in another process, verify it, and run all test images through the binary and through the child.
-The device has to be profiled for the space first (`bignas profile`, `bignas predictor fit`).
+again in another process, verify it, and run all test images through the binary and the child. The
+device has to be profiled for the space first (`bignas profile`, `bignas predictor fit`).
 """
 
 import argparse

@@ -2,11 +2,11 @@
 
     python benchmarks/race_onnxruntime.py --json benchmarks/results/race_onnxruntime.json
 
-Children of an untrained supernet with recalibrated batch norm (latency does not depend on the values
-of weights), spread from the smallest to the biggest, are exported to ONNX once; ONNX Runtime runs the
-file with all its graph optimisations and bound inputs and outputs, ours is compiled from it. Both are
-called from Python, once a run, pinned to the same core; their order is drawn anew in each round.
-Kernels that the store lacks are tuned first.
+Children of an untrained supernet with recalibrated batch norm (latency does not depend on the
+values of weights), spread from the smallest to the biggest, are exported to ONNX once; ONNX Runtime
+runs the file with all its graph optimisations and bound inputs and outputs, ours is compiled from
+it. Both are called from Python, once a run, pinned to the same core; their order is drawn anew in
+each round. Kernels that the store lacks are tuned first.
 """
 
 import argparse

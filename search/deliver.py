@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from bignas.compile.bundle import Bundle, BundleContents, write_bundle
 from bignas.compile.graph import KernelGraph
 from bignas.compile.lower import lower_onnx
@@ -18,7 +19,6 @@ from bignas.compile.manifest import Latency
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
 from bignas.compile.onnx_export import export_onnx, load_onnx
-from bignas.device_db.errors import CheckpointError
 from bignas.device_db.files import require_writable
 from bignas.device_db.records import Device, MeasurementKind
 from bignas.device_db.store import Store

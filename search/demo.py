@@ -1,15 +1,16 @@
-"""The whole loop on built-in data, offline, in minutes: train, profile, fit, search, deliver, prove."""
+"""The whole loop on built-in data, offline, in minutes: train, profile, search, deliver, prove."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from bignas.compile.objects import ObjectCache
 from bignas.device_db.files import require_writable
 from bignas.device_db.store import Store
-from bignas.latency.profile import ProfileProgress, fit_predictor, profile_space
 from bignas.latency.predictors import save_predictor
+from bignas.latency.profile import ProfileProgress, fit_predictor, profile_space
 from bignas.search.pipeline import RESULT, SearchConfig, SearchProgress, SearchResult, run_search
 from bignas.supernet.checkpoint import load_checkpoint
 from bignas.supernet.data import DIGITS, load_data
@@ -46,7 +47,11 @@ def run_demo(out: Path, progress: Progress | None = None) -> DemoResult:
         OutputError: the folder cannot be written.
         BignasError: a step failed; see the functions it calls.
     """
-    report = progress or (lambda step, value: None)
+
+    def report(step: str, value: TrainProgress | ProfileProgress | SearchProgress) -> None:
+        if progress is not None:
+            progress(step, value)
+
     require_writable(out / RESULT)
     data, space = load_data(DIGITS), load_space(SPACE)
     checkpoint_path = out / "supernet.safetensors"

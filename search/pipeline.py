@@ -5,7 +5,7 @@
 2. finalists   the best ones and the Pareto front are compiled and measured, interleaved
 3. deliver     the most accurate finalist that keeps the budget becomes a bundle; its own binary is
                verified and measured again, and the next finalist takes its place if it fails
-4. report      test images are looked at once, for the winner; result.json states every figure's kind
+4. report      test images are looked at once, for the winner; result.json says what each figure is
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from bignas.compile.bundle import Bundle, record_measured, verify
 from bignas.compile.codegen import code_hash
 from bignas.compile.manifest import Latency
@@ -90,7 +91,7 @@ class SearchProgress:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One architecture with its figures: accuracy (0 to 1) on validation images, latencies in ms."""
+    """One architecture: accuracy (0 to 1) on validation images, latencies in ms."""
 
     architecture: Architecture
     top1: float
@@ -325,7 +326,9 @@ class _Search:
 
     def _measure(self, architectures: Sequence[Architecture]) -> list[Candidate]:
         """Evaluate architectures on all validation images, compile and measure them together."""
-        needed = [one for architecture in architectures for one in workloads(self.space, architecture)]
+        needed = [
+            one for architecture in architectures for one in workloads(self.space, architecture)
+        ]
         kernels = ensure_tuned(needed, self.device, self.store, self.cache)
         top1: list[float] = []
         for number, architecture in enumerate(architectures):

@@ -1,7 +1,7 @@
 """Trials of a search on disk, so that an interrupted search goes on where it stopped.
 
-`search.json` holds what the search was asked for; `trials.jsonl` one JSON list of trials a batch, so
-that a strategy is told the same batches again and continues exactly as it would have.
+`search.json` holds what the search was asked for; `trials.jsonl` one JSON list of trials a batch,
+so that a strategy is told the same batches again and continues exactly as it would have.
 """
 
 import json
