@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bignas.device_db.errors import InputError, OutputError
+from bignas.device_db.errors import ArchitectureError, InputError, OutputError
 from bignas.device_db.files import write_atomically
 from bignas.search.trial import Trial
 from bignas.supernet.space import Architecture
@@ -62,7 +62,7 @@ class TrialLog:
         for line in complete.splitlines():
             try:
                 batches.append([_trial(entry) for entry in json.loads(line)])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, ArchitectureError) as error:
                 raise InputError(f"{self._path} is damaged; choose another --out folder") from error
         return batches
 

@@ -1,0 +1,191 @@
+"""The search as a whole: exact repetition and resumption, hopeless budgets, a delivered promise."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bignas.compile.bundle import Bundle, verify
+from bignas.compile.codegen import code_hash
+from bignas.compile.objects import ObjectCache
+from bignas.device_db.errors import CheckpointError, InfeasibleBudgetError, InputError
+from bignas.device_db.probe import probe_local
+from bignas.device_db.store import Store
+from bignas.latency.bench import bench_bundle
+from bignas.latency.kernel_model import KernelTable
+from bignas.latency.predictor import LatencyPredictor
+from bignas.latency.profile import fit_predictor, profile_space, space_workloads
+from bignas.search import pipeline
+from bignas.search.pipeline import SearchConfig, SearchProgress, run_search
+from bignas.search.trial import Trial
+from bignas.supernet.checkpoint import Checkpoint
+from bignas.supernet.data import ImageData, load_data
+from bignas.supernet.network import Supernet
+from bignas.supernet.space import SearchSpace
+from tests.search.synthetic import make_space
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return load_data("digits")
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setenv("BIGNAS_DB", f"sqlite:///{tmp_path / 'store.sqlite'}")
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path / "cache"))
+
+
+def _space() -> SearchSpace:
+    return make_space(stages=2, depths=(1, 2))
+
+
+def _checkpoint(space: SearchSpace, data: ImageData) -> Checkpoint:
+    network = Supernet(space, seed=0)
+    return Checkpoint(
+        space, network.state_dict(), data.mean, data.std, data.classes, data.name, data.digest,
+        0, 0, {},
+    )  # fmt: skip
+
+
+def _predictor(space: SearchSpace) -> LatencyPredictor:
+    """A made-up device: a kernel takes a microsecond and one more for each 100,000 MACs."""
+    table = {work: 1.0 + work.macs / 1e5 for work in space_workloads(space)}
+    return LatencyPredictor.fit(space, KernelTable(table, "local", code_hash()), [])
+
+
+def _explore(
+    out: Path, space: SearchSpace, data: ImageData, config: SearchConfig, stop_after: int = 10**9
+) -> list[Trial]:
+    """Explore only; `stop_after` batches the user presses Ctrl-C."""
+    seen = 0
+
+    def interrupt(_: SearchProgress) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == stop_after:
+            raise KeyboardInterrupt
+
+    with Store.open() as store:
+        device = store.device("local")
+        search = pipeline._Search(
+            Supernet(space, seed=0), data, device, store, ObjectCache(device.target),
+            _predictor(space), config, out, interrupt,
+        )  # fmt: skip
+        search.require_feasible()
+        trials, _ = search.explore({"config": repr(config)})
+    return trials
+
+
+def _middle_budget_ms(space: SearchSpace) -> float:
+    ends = _predictor(space).predict([space.smallest(), space.biggest()])
+    return float(np.sqrt(ends.high_ms[0] * ends.latency_ms[1]))
+
+
+@pytest.mark.parametrize("strategy", ["evolution", "random"])
+def test_the_same_seed_gives_the_same_trials(
+    tmp_path: Path, data: ImageData, strategy: str
+) -> None:
+    space = _space()
+    config = SearchConfig(_middle_budget_ms(space), strategy, 12, validation_images=50)
+    first = _explore(tmp_path / "a", space, data, config)
+    assert first == _explore(tmp_path / "b", space, data, config)
+    assert sum(trial.top1 is not None for trial in first) == config.evaluations
+
+
+def test_an_interrupted_search_continues_as_if_nothing_had_happened(
+    tmp_path: Path, data: ImageData
+) -> None:
+    space = _space()
+    config = SearchConfig(_middle_budget_ms(space), evaluations=30, validation_images=50)
+    whole = _explore(tmp_path / "whole", space, data, config)
+    with pytest.raises(KeyboardInterrupt):
+        _explore(tmp_path / "parts", space, data, config, stop_after=1)
+    assert _explore(tmp_path / "parts", space, data, config) == whole
+
+
+def test_only_architectures_that_keep_the_budget_are_evaluated(
+    tmp_path: Path, data: ImageData
+) -> None:
+    space = _space()
+    config = SearchConfig(_middle_budget_ms(space), evaluations=10, validation_images=50)
+    for trial in _explore(tmp_path, space, data, config):
+        assert space.contains(trial.architecture)
+        assert trial.top1 is None or trial.latency_ms <= config.budget_ms
+
+
+def test_a_hopeless_budget_names_the_fastest_architecture(
+    tmp_path: Path, data: ImageData
+) -> None:
+    space = _space()
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        _explore(tmp_path, space, data, SearchConfig(budget_ms=1e-6))
+    assert space.smallest().key in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not list(tmp_path.glob("*.json*"))
+
+
+def test_a_strategy_that_leaves_the_space_is_refused(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Astray:
+        def suggest(self, count: int) -> list[object]:
+            return [make_space(stages=3).smallest()] * count
+
+        def tell(self, trials: list[Trial]) -> None:
+            raise AssertionError("told of an architecture outside the space")
+
+    monkeypatch.setattr(pipeline, "create_strategy", lambda *_: Astray())
+    space = _space()
+    with pytest.raises(InputError, match="stages"):
+        _explore(tmp_path, space, data, SearchConfig(_middle_budget_ms(space)))
+
+
+def test_data_of_other_classes_are_refused(tmp_path: Path, data: ImageData) -> None:
+    space = _space()
+    classes = ("a", "b")
+    other = _checkpoint(space, data)
+    other = Checkpoint(**{**_fields(other), "classes": classes})
+    with Store.open() as store, pytest.raises(CheckpointError):
+        device = store.device("local")
+        run_search(
+            Supernet(space), other, data, device, store, ObjectCache(device.target),
+            _predictor(space), SearchConfig(1.0), tmp_path / "out",
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def _fields(checkpoint: Checkpoint) -> dict[str, object]:
+    return {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
+
+
+@pytest.mark.slow
+def test_a_search_delivers_a_bundle_that_agrees_with_the_child(
+    tmp_path: Path, data: ImageData
+) -> None:
+    space = _space()
+    with Store.open() as store:
+        device = store.device("local")
+        assert device == probe_local()
+        cache = ObjectCache(device.target)
+        summary = profile_space(space, device, store, cache, minutes=2, subnets=20)
+        assert summary.subnets == 20
+        predictor = fit_predictor(space, device, store)
+        ends = predictor.predict([space.smallest(), space.biggest()]).latency_ms
+        config = SearchConfig(float(np.sqrt(ends.prod())), evaluations=20)
+        checkpoint = _checkpoint(space, data)
+        result = run_search(
+            checkpoint.network(), checkpoint, data, device, store, cache, predictor, config,
+            tmp_path / "run",
+        )  # fmt: skip
+        assert store.check_integrity() == []
+    assert result.best.measured_ms <= config.budget_ms
+    assert result.binary_agreement >= 0.999
+    assert all(candidate.measured_ms <= config.budget_ms for candidate in result.front)
+    bundle = Bundle.load(tmp_path / "run" / result.bundle)
+    assert verify(bundle).ok
+    assert bundle.manifest.measured is not None
+    assert bundle.manifest.architecture == result.best.architecture.to_dict()
+    assert bench_bundle(bundle).latency_ms > 0
