@@ -79,6 +79,8 @@ def read_images(path: Path, shape: Sequence[int]) -> np.ndarray:
             f"{path} holds an array of shape {list(values.shape)},"
             f" the network takes [n, {wanted}] or [{wanted}]"
         )
+    if len(values) == 0:
+        raise InputError(f"{path} holds no images")
     return np.array(values)
 
 

@@ -1,0 +1,171 @@
+"""bignas compile, verify, bench and run; what is measured here takes well below a second."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from bignas.compile import bundle as bundles
+from bignas.compile.bundle import Verification
+from tests.cli.helpers import refused, run, run_json
+
+
+def test_verify_tells_what_scripts_read(bundle: Path) -> None:
+    found = run_json("verify", bundle)
+    assert found["ok"] is True
+    assert 0 <= found["max_abs_error"] < 1e-4
+    assert found["top1_agreement"] == 1.0
+    assert "yes" in run("verify", bundle).stdout
+
+
+def test_differing_outputs_are_reported_and_fail(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundles, "verify", lambda _: Verification(False, float("inf"), 0.25, 4))
+    result = run("verify", bundle, "--json")
+    assert (result.exit_code, result.stderr) == (1, "")
+    found = json.loads(result.stdout)
+    assert (found["ok"], found["max_abs_error"], found["top1_agreement"]) == (False, None, 0.25)
+    assert run("verify", bundle).exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["model.so", "model.onnx", "golden_inputs.npy", "manifest.json"])
+@pytest.mark.parametrize("command", ["verify", "bench", "run"])
+def test_a_damaged_bundle(name: str, command: str, bundle: Path) -> None:
+    copy = Path("copy")
+    shutil.copytree(bundle, copy)
+    file = copy / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    extra = ("--input", bundle / "golden_inputs.npy", "--output", "y.npy")
+    assert name in refused(command, copy, *(extra if command == "run" else ()))
+    file.unlink()
+    assert name in refused(command, copy, *(extra if command == "run" else ()))
+
+
+def test_bench_tells_what_scripts_read(bundle: Path) -> None:
+    found = run_json("bench", bundle)
+    latency = found["latency_ms"]
+    assert 0 < latency["min"] <= latency["p50"] <= latency["p90"]
+    assert latency["n"] >= 10
+    assert (found["device"], found["threads"], found["kind"]) == ("local", 1, "measured")
+    assert "median" in run("bench", bundle).stdout
+
+
+def test_run_answers_as_the_golden_outputs(bundle: Path) -> None:
+    expected = np.load(bundle / "golden_outputs.npy")
+    inputs = bundle / "golden_inputs.npy"
+    found = run_json("run", bundle, "--input", inputs, "--output", "y.npy")
+    assert (found["images"], found["classes"]) == (4, 10)
+    np.testing.assert_allclose(np.load("y.npy"), expected, atol=1e-5)
+    np.save("one.npy", np.load(inputs)[2])
+    assert run("run", bundle, "--input", "one.npy", "--output", "deep/z.npy").exit_code == 0
+    np.testing.assert_allclose(np.load("deep/z.npy"), expected[2:3], atol=1e-5)
+
+
+def npy(values: object) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(values), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def npz() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.zeros(3))
+    return buffer.getvalue()
+
+
+GOOD = npy(np.zeros((2, 3, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (npy(np.zeros((2, 3, 8, 8))), "float64"),
+        (npy(np.zeros((2, 3, 8, 8), ">f4")), "float32"),
+        (npy(np.zeros((2, 8, 8, 3), np.float32)), "[n, 3, 8, 8]"),
+        (npy(np.zeros((192,), np.float32)), "[3, 8, 8]"),
+        (npy(np.zeros((0, 3, 8, 8), np.float32)), "no images"),
+        (npy({"a": 1}), "x.npy"),
+        (npz(), "several arrays"),
+        (GOOD[:-5], "x.npy"),
+        (GOOD[:20], "x.npy"),
+        (GOOD.replace(b"(2, 3", b"(9, 3"), "x.npy"),
+        (b"", "x.npy"),
+        (b"\x80\x04K\x01.", "x.npy"),
+    ],
+)
+def test_inputs_that_do_not_fit(content: bytes, words: str, bundle: Path) -> None:
+    Path("x.npy").write_bytes(content)
+    assert words in refused("run", bundle, "--input", "x.npy", "--output", "y.npy")
+    assert "no.npy" in refused("run", bundle, "--input", "no.npy", "--output", "y.npy")
+
+
+def model(operator: str) -> bytes:
+    """A model of one operator that gives as many values as it takes."""
+    shape = [1, 3, 8, 8]
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(onnx.ModelProto.SerializeToString(made))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "bad.onnx"),
+        (b"", "bad.onnx"),
+        (b"no model", "bad.onnx"),
+        (model("Erf")[:-30], "bad.onnx"),
+        (model("NoSuchOperator"), "NoSuchOperator"),
+        (model("Erf"), "erf"),
+    ],
+)
+def test_onnx_models_that_cannot_be_compiled(content: bytes | None, words: str) -> None:
+    if content is not None:
+        Path("bad.onnx").write_bytes(content)
+    line = refused("compile", "bad.onnx", "--out", "made")
+    assert words.lower() in line.lower()
+
+
+def test_what_compile_takes_depends_on_the_source(checkpoint: Path) -> None:
+    out = ("--out", "made")
+    assert "--arch" in refused("compile", checkpoint, "--data", "digits", *out)
+    assert "--data" in refused("compile", checkpoint, "--arch", "biggest", *out)
+    assert "checkpoint" in refused("compile", "m.onnx", "--arch", "biggest", *out)
+    assert "checkpoint" in refused("compile", "m.onnx", "--data", "digits", *out)
+    two = ("--arch", "biggest", "--arch", "smallest", "--data", "digits")
+    assert "one architecture" in refused("compile", checkpoint, *two, *out)
+
+
+def test_compile_replaces_nothing_but_a_bundle() -> None:
+    precious = Path("precious")
+    precious.mkdir()
+    (precious / "thesis.tex").touch()
+    assert "other files" in refused("compile", "m.onnx", "--out", precious)
+    assert (precious / "thesis.tex").exists()
+
+
+@pytest.mark.slow
+def test_a_compiled_child_and_its_onnx_model_are_bundles(checkpoint: Path) -> None:
+    arguments = ("compile", checkpoint, "--arch", "smallest", "--data", "digits", "--out", "made")
+    made = run_json(*arguments)
+    assert made["bundle"] == "made"
+    assert (made["device"], made["predicted_ms"]) == ("local", None)
+    assert run_json("verify", "made")["ok"]
+    again = run(*arguments)
+    assert again.exit_code == 0
+    assert "no predicted latency" in again.stderr
+    onnx_made = run_json("compile", "made/model.onnx", "--out", "second")
+    assert (onnx_made["arch"], onnx_made["kernels"]) == (None, made["kernels"])
+    assert run_json("verify", "second")["ok"]

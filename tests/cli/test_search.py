@@ -1,0 +1,56 @@
+"""bignas search: its budget, and the loop on a tiny space."""
+
+from pathlib import Path
+
+import pytest
+
+from bignas.latency.predictor import LatencyPredictor
+from tests.cli.helpers import refused, run, run_json
+
+
+@pytest.mark.parametrize("budget", ["1.5", "0ms", "-1ms", "ms", "1 hour", "nanms", "1e999s", ""])
+def test_what_is_no_budget(budget: str) -> None:
+    arguments = ("search", "c", "--data", "digits", "--out", "made", "--budget", budget)
+    assert "budget" in refused(*arguments)
+
+
+def test_a_budget_that_no_child_keeps(checkpoint: Path, predictor: LatencyPredictor) -> None:
+    arguments = ("search", checkpoint, "--data", "digits", "--out", "made", "--budget", "0.001us")
+    line = refused(*arguments, code=1)
+    assert "ask for at least" in line
+
+
+def test_what_a_search_needs(
+    checkpoint: Path, space_file: Path, other_space_file: Path, predictor: LatencyPredictor
+) -> None:
+    arguments = ("search", checkpoint, "--data", "digits", "--out", "made", "--budget", "1ms")
+    assert "evolution, random" in refused(*arguments, "--strategy", "guess")
+    few = ("--data", "digits", "--batch-size", 64, "--max-images", 64, "--epochs", 1)
+    assert run("train", other_space_file, *few, "--out", "o.safetensors").exit_code == 0
+    line = refused("search", "o.safetensors", *arguments[2:])
+    assert "bignas profile other" in line
+
+
+@pytest.mark.slow
+def test_the_loop_on_a_tiny_space(checkpoint: Path, space_file: Path) -> None:
+    profiled = run_json("profile", space_file, "--minutes", 0.2, "--subnets", 4)
+    assert profiled["kernels"] == profiled["kernels_of_space"] == 16
+    assert profiled["subnets"] >= 4
+    assert run_json("predictor", "fit", space_file)["networks"] == profiled["subnets"]
+    evaluated = run_json("predictor", "evaluate", space_file, "--subnets", 2)
+    assert evaluated["n"] >= 1
+    keys = {"mape", "within_5", "within_10", "spearman", "coverage", "n", "repeatability"}
+    assert keys <= evaluated.keys()
+
+    few = ("--evaluations", 3, "--finalists", 1, "--budget", "1ms", "--out", "made")
+    found = run_json("search", checkpoint, "--data", "digits", *few)
+    figures = {"arch", "top1", "macs", "params", "predicted_ms", "interval_ms", "measured_ms"}
+    assert {"device", "budget_ms", "best", "front", "bundle"} <= found.keys()
+    assert all(figures <= one.keys() for one in (found["best"], *found["front"]))
+    assert found["best"]["measured_ms"] <= found["budget_ms"] == 1.0
+    assert run_json("verify", Path("made") / found["bundle"])["ok"]
+
+    shown = run("search", checkpoint, "--data", "digits", *few)
+    assert shown.exit_code == 0
+    assert str(Path("made") / found["bundle"]) in shown.stdout
+    assert "another search" in refused("search", checkpoint, "--data", "digits", *few, "--seed", 1)
