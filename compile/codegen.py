@@ -25,7 +25,7 @@ from tvm import tirx
 
 from bignas.compile.kernels import channelwise, pointwise, spatial
 from bignas.compile.schedule import Schedule
-from bignas.device_db.errors import ModelError, ToolchainError
+from bignas.device_db.errors import ModelError, TargetError, ToolchainError
 from bignas.device_db.records import Layout, Operator, Target, Workload
 
 __all__ = [
@@ -79,12 +79,14 @@ def build_object(workload: Workload, schedule: Schedule, target: Target) -> byte
 
     Raises:
         ModelError: a workload that no kernel is written for.
+        TargetError: a processor that the compiler does not know.
         ToolchainError: LLVM refuses the target or the code.
     """
     if workload.operator is Operator.POINTWISE and workload.stride != 1:
         raise ModelError(f"no kernel for {workload.key}: a strided pointwise is a conv of kernel 1")
     if workload.operator is not Operator.CONV and workload.input_layout is not Layout.NHWC:
         raise ModelError(f"no kernel for {workload.key}: only a conv reads planar images")
+    _check_processor(target)
     name = symbol_of(workload, schedule)
     function = FAMILIES[workload.operator].emit(name, workload, schedule, target.vector_lanes)
     try:
@@ -98,6 +100,15 @@ def build_object(workload: Workload, schedule: Schedule, target: Target) -> byte
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise ToolchainError(f"cannot build {workload.key} for {target.cpu}: {reason}") from error
+
+
+@lru_cache
+def _check_processor(target: Target) -> None:
+    """LLVM takes a processor it does not know for a generic one, and only says so on stderr."""
+    generic = tvm.target.Target({"kind": "llvm", "mtriple": target.triple})
+    known = tvm.get_global_func("target.llvm_get_cpu_archlist")(generic)
+    if target.cpu not in known:
+        raise TargetError(f"unknown processor {target.cpu!r} of {target.triple}")
 
 
 def _passes(target: Any) -> Any:

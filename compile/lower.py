@@ -32,6 +32,7 @@ ACTIVATIONS = {
     "hard_swish": Activation.HARD_SWISH,
 }
 IDENTITIES = frozenset({"reshape", "squeeze", "expand_dims", "flatten"})
+COMMUTATIVE = frozenset({"add", "multiply", "maximum", "minimum"})
 ANCHORS = frozenset({"conv2d", "matmul", "mean", "multiply"})
 
 
@@ -49,7 +50,7 @@ def _merge_activations(tensors: Tensors) -> Tensors:
     by_output: dict[str, Operation] = {}
     rewritten: list[Operation] = []
     for operation in tensors.operations:
-        merged = _merge(operation, by_output, tensors)
+        merged = _merge(_constant_last(operation, tensors), by_output, tensors)
         by_output[merged.output] = merged
         rewritten.append(merged)
     used = {tensors.output}
@@ -61,6 +62,13 @@ def _merge_activations(tensors: Tensors) -> Tensors:
     return replace(tensors, operations=tuple(reversed(kept)))
 
 
+def _constant_last(operation: Operation, tensors: Tensors) -> Operation:
+    """Exporters write a sum with a constant, and a product, in either order."""
+    if operation.kind in COMMUTATIVE and operation.inputs[0] in tensors.constants:
+        return replace(operation, inputs=operation.inputs[::-1])
+    return operation
+
+
 def _merge(operation: Operation, known: dict[str, Operation], tensors: Tensors) -> Operation:
     def scalar(name: str) -> float | None:
         value = tensors.constants.get(name)
@@ -68,6 +76,22 @@ def _merge(operation: Operation, known: dict[str, Operation], tensors: Tensors) 
 
     def becomes(kind: str, source: str) -> Operation:
         return Operation(kind, (source,), operation.output, operation.shape)
+
+    def sixth_of(one: Operation) -> str | None:
+        """Return what `one` divides by six, if it does."""
+        factor = scalar(one.inputs[1]) if one.kind in ("multiply", "divide") else None
+        if not factor:
+            return None
+        factor = factor if one.kind == "multiply" else 1 / factor
+        return one.inputs[0] if abs(factor - 1 / 6) < 1e-6 else None
+
+    def clipped_shift(name: str) -> str | None:
+        """Return x if the value is relu6(x + 3)."""
+        clip = known.get(name)
+        shifted = known.get(clip.inputs[0]) if clip and clip.kind == "relu6" else None
+        if shifted and shifted.kind == "add" and scalar(shifted.inputs[1]) == 3.0:
+            return shifted.inputs[0]
+        return None
 
     first = operation.inputs[0]
     before = known.get(first)
@@ -81,15 +105,18 @@ def _merge(operation: Operation, known: dict[str, Operation], tensors: Tensors) 
             return becomes("relu6", first)
         case "clip" if bounds == [0, 1] and before and before.kind == "add":
             scaled = known.get(before.inputs[0])
-            half = scalar(before.inputs[1])
-            if scaled and scaled.kind == "multiply" and half == 0.5:
-                slope = scalar(scaled.inputs[1])
-                if slope is not None and abs(slope - 1 / 6) < 1e-6:
-                    return becomes("hard_sigmoid", scaled.inputs[0])
-        case "divide" if before and before.kind == "relu6" and scalar(operation.inputs[1]) == 6.0:
-            shifted = known.get(before.inputs[0])
-            if shifted and shifted.kind == "add" and scalar(shifted.inputs[1]) == 3.0:
-                return becomes("hard_sigmoid", shifted.inputs[0])
+            if scaled and scalar(before.inputs[1]) == 0.5:
+                source = sixth_of(scaled)
+                if source is not None:
+                    return becomes("hard_sigmoid", source)
+        case "multiply" | "divide" if sixth_of(operation) is not None:
+            source = clipped_shift(first)
+            if source is not None:
+                return becomes("hard_sigmoid", source)
+            if before and before.kind == "multiply":
+                for source, gate in (before.inputs, before.inputs[::-1]):
+                    if clipped_shift(gate) == source:
+                        return becomes("hard_swish", source)
         case "multiply":
             for gate, source in (operation.inputs[::-1], operation.inputs):
                 maker = known.get(gate)
@@ -131,6 +158,11 @@ class _Fusion:
 
     def run(self) -> KernelGraph:
         """Return the kernel graph."""
+        shape = self.tensors.input_shape
+        if len(shape) != 4 or shape[0] != 1:
+            raise ModelError(
+                f"the model's input must be [1, channels, height, width], not {list(shape)}"
+            )
         calls: list[tuple[int, KernelCall]] = []
         order = {one.output: index for index, one in enumerate(self.tensors.operations)}
         for operation in self.tensors.operations:
@@ -309,7 +341,5 @@ class _Fusion:
         last = calls[-1].workload
         if last.out_height * last.out_width != 1:
             raise ModelError("the model's output is spatial; only classifiers are supported")
-        shape = self.tensors.input_shape
-        if len(shape) != 4 or shape[0] != 1:
-            raise ModelError(f"the model's input must be [1, channels, height, width], not {shape}")
-        return KernelGraph(calls, (shape[1], shape[2], shape[3]), last.out_channels)
+        _, channels, height, width = self.tensors.input_shape
+        return KernelGraph(calls, (channels, height, width), last.out_channels)

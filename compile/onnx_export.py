@@ -74,6 +74,8 @@ def load_onnx(path: Path) -> bytes:
 def _check(model: Any, name: str) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{name} is not a valid ONNX model: a damaged text") from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{name} is not a valid ONNX model: {reason}") from error

@@ -6,7 +6,9 @@ Phases
     3. flatten   one `Operation` a binding; operations on constants are evaluated here
 """
 
+import contextlib
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +46,17 @@ class Tensors:
     output: str
 
 
+# what TVM and the Python code of its importer raise on models they do not understand
+IMPORT_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    ArithmeticError,
+)
+
 # what the lowering reads of Relax's attributes
 ATTRIBUTES = ("strides", "padding", "dilation", "groups", "axis", "axes", "keepdims")
 
@@ -67,8 +80,7 @@ def import_onnx(model: bytes) -> Tensors:
     Raises:
         ModelError: an operator unknown to Relax, a dynamic shape, several inputs or outputs.
     """
-    module = _clean_up(_import(model))
-    function = module["main"]
+    function = _import(model)["main"]
     if len(function.params) != 1:
         raise ModelError(
             f"the model has {len(function.params)} inputs; models with one are supported"
@@ -78,15 +90,20 @@ def import_onnx(model: bytes) -> Tensors:
 
 def _import(model: bytes) -> Any:
     proto = onnx.load_from_string(model)
+    if len(proto.graph.output) != 1:
+        raise ModelError(
+            f"the model has {len(proto.graph.output)} outputs; models with one are supported"
+        )
     try:
-        return from_onnx(proto, keep_params_in_input=False)
+        with contextlib.redirect_stdout(sys.stderr):  # where the importer's own remarks belong
+            return _clean_up(from_onnx(proto, keep_params_in_input=False))
     except (tvm.error.OpNotImplemented, NotImplementedError) as error:
         names = re.findall(r"[A-Z][A-Za-z0-9]+", str(error).split(":")[-1])
         known = [name for name in names if name in {node.op_type for node in proto.graph.node}]
         what = ", ".join(dict.fromkeys(known)) or str(error).strip().splitlines()[-1]
         raise ModelError(f"the model uses an unsupported ONNX operator: {what}") from error
-    except (tvm.error.TVMError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except IMPORT_ERRORS as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise ModelError(f"the model cannot be imported: {reason}") from error
 
 
@@ -130,8 +147,6 @@ def _flatten(function: Any) -> Tensors:
             else:
                 attributes = _attributes(value)
                 operations.append(Operation(kind, operands, output, shape, attributes))
-    if not isinstance(function.body.body, relax.Var):
-        raise ModelError("the model has several outputs; models with one are supported")
     parameter = function.params[0]
     return Tensors(
         tuple(operations), constants, "input", _shape(parameter), names[function.body.body]

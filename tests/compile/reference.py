@@ -32,7 +32,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 class Operands:
-    """Random operands of a workload; the input is [in, h, w], `other` [out, h, w] or [out, 1, 1]."""
+    """Random operands: the input is [in, h, w], `other` [out, h, w] or [out, 1, 1]."""
 
     def __init__(self, workload: Workload, seed: int = 0) -> None:
         random = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ from bignas.compile.schedule import (
     column_groups,
     vector_chunks,
 )
-from bignas.device_db.errors import InputError, ModelError, ToolchainError
+from bignas.device_db.errors import InputError, ModelError, TargetError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Activation, Layout, Operator, Target, Workload
@@ -271,7 +271,7 @@ def test_workloads_that_no_kernel_computes_are_refused(workload: Workload) -> No
 def test_a_target_that_the_compiler_does_not_know_is_an_error() -> None:
     target = Target("x86_64-linux-gnu", "no-such-processor")
     workload = Workload(Operator.SCALE, 2, 2, 16, 16)
-    with pytest.raises(ToolchainError, match="no-such-processor"):
+    with pytest.raises(TargetError, match="no-such-processor"):
         build_object(workload, Schedule(), target)
 
 
