@@ -291,10 +291,11 @@ class _Run:
         if not self._out.exists():
             return None
         written = read_checkpoint(self._out)
+        operational = self._config.to_dict().keys() - self._config.identity().keys()
         found = {
             "space": written.space.to_dict(),
             "data_digest": written.data_digest,
-            "config": TrainConfig.from_dict(written.config).identity(),
+            "config": {k: v for k, v in written.config.items() if k not in operational},
         }
         self._require_same(found, self._out)
         return written

@@ -6,20 +6,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from bignas.device_db.errors import CheckpointError, DataError, OutputError, TrainingError
+from bignas.device_db.records import Activation
 from bignas.supernet.checkpoint import Checkpoint, load_checkpoint
-from bignas.supernet.data import ImageData, load_data
+from bignas.supernet.data import ImageData, load_data, preprocess
 from bignas.supernet.evaluate import evaluate_architectures
 from bignas.supernet.network import Supernet
-from bignas.supernet.recipe import learning_rate
-from bignas.supernet.space import SearchSpace
+from bignas.supernet.recipe import draw_architectures, draw_batch, learning_rate
+from bignas.supernet.space import SearchSpace, StageSpace
 from bignas.supernet.train import Regularize, Schedule, TrainConfig, TrainProgress, _Run, train
 
 SHORT = TrainConfig(epochs=3, batch_size=24, threads=1, log_every_steps=1, save_every_steps=5)
@@ -307,33 +306,53 @@ def test_decay_acts_once_a_step(tiny_space: SearchSpace, toy_data: ImageData, ou
 
 def test_threads_are_restored(tiny_space: SearchSpace, toy_data: ImageData, out: Path) -> None:
     inside: list[int] = []
-    config = dataclasses.replace(SHORT, epochs=1, threads=2)
+    config = dataclasses.replace(SHORT, epochs=1, threads=2, max_train_images=24)
     train(tiny_space, toy_data, out, config, lambda _: inside.append(torch.get_num_threads()))
     assert set(inside) == {2}
     assert torch.get_num_threads() == 1
 
 
-def test_digits_are_learnt_in_seconds(tiny_space: SearchSpace, out: Path) -> None:
+def test_digits_are_learnt_in_seconds(out: Path) -> None:
     """A smoke test of the whole room on real images, with a small budget."""
+    relu = Activation.RELU
+    stages = (
+        StageSpace((16,), (1,), (3,), (1,), 2, relu, False),
+        StageSpace((24, 32), (1, 2), (3,), (2, 4), 2, relu, False),
+    )
+    space = SearchSpace("small", (12, 16), (16,), 1, relu, stages, (64,), relu)
     data = load_data("digits")
-    started = time.perf_counter()
-    config = TrainConfig(epochs=6, batch_size=32, learning_rate=0.2, threads=1, hold_epochs=1.0)
-    train(tiny_space, data, out, config)
+    config = TrainConfig(
+        epochs=8, batch_size=32, learning_rate=0.3, threads=1, warmup_epochs=0.5, hold_epochs=1.0
+    )
+    train(space, data, out, config)
     network, _ = load_checkpoint(out)
     result = evaluate_architectures(network, [network.space.biggest()], data, "test")[0]
-    assert result.top1 > 0.85, f"{result.top1} after {time.perf_counter() - started:.0f} s"
-    assert np.isclose(result.params, network.space.params(network.space.biggest()))
+    assert result.top1 > 0.9
 
 
 def test_gradients_add_up(tiny_space: SearchSpace, toy_data: ImageData, out: Path) -> None:
-    """The sandwich's gradient is the sum of those of its children."""
-    space = tiny_space.with_classes(3)
-    run = _Run(space, toy_data, out, dataclasses.replace(SHORT, random_children=0))
-    assert isinstance(run._network, Supernet)
+    """The gradient of a step is the sum of those of its children, each as if it were alone."""
+    config = TrainConfig(
+        batch_size=24,
+        random_children=0,
+        sandwich=False,
+        distillation=False,
+        regularize=Regularize.ALL,
+    )
+    run = _Run(tiny_space.with_classes(3), toy_data, out, config)
     losses = run._backward()
-    assert len(losses) == 2
-    both = [p.grad.clone() for p in run._network.parameters() if p.grad is not None]
-    alone = _Run(space, toy_data, out, dataclasses.replace(SHORT, random_children=2))
-    assert len(alone._backward()) == 4
-    more = [p.grad for p in alone._network.parameters() if p.grad is not None]
-    assert any(not torch.equal(a, b) for a, b in zip(both, more, strict=True))
+    images, labels = draw_batch(config, toy_data.train, 0, toy_data.mirrorable)
+    network = Supernet(tiny_space.with_classes(3), seed=config.seed)
+    total = torch.zeros(())
+    for arch in draw_architectures(config, network.space, 0):
+        inputs = preprocess(images, arch.resolution, toy_data.mean, toy_data.std)
+        logits = network(inputs, arch)
+        total = total + torch.nn.functional.cross_entropy(
+            logits, torch.from_numpy(labels), label_smoothing=config.label_smoothing
+        )
+    total.backward()  # type: ignore[no-untyped-call]
+    assert sum(losses) == pytest.approx(total.item(), rel=1e-5)
+    for mine, parameter in zip(run._network.parameters(), network.parameters(), strict=True):
+        assert mine.grad is not None
+        expected = torch.zeros_like(mine) if parameter.grad is None else parameter.grad
+        assert torch.allclose(mine.grad, expected, atol=1e-5)
