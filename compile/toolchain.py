@@ -53,7 +53,10 @@ def _link(
 
 
 def _link_in_folder(
-    compiler: str, sources: Mapping[str, bytes], objects: Sequence[Path], flags: Sequence[str]
+    compiler: Sequence[str],
+    sources: Mapping[str, bytes],
+    objects: Sequence[Path],
+    flags: Sequence[str],
 ) -> bytes:
     with tempfile.TemporaryDirectory(prefix="bignas-link-") as name:
         folder = Path(name)
@@ -63,25 +66,25 @@ def _link_in_folder(
             shutil.copyfile(path, folder / f"kernel{number:04d}.o")
         units = [file for file in sources if file.endswith(".c")]
         kernels = [f"kernel{number:04d}.o" for number in range(len(objects))]
-        command = [compiler, *FLAGS, *flags, "-o", OUTPUT, *units, *kernels, "-ldl"]
+        command = [*compiler, *FLAGS, *flags, "-o", OUTPUT, *units, *kernels, "-ldl"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or ["no message"])[0]
-            raise ToolchainError(f"{compiler} failed: {reason}")
+            raise ToolchainError(f"{compiler[0]} failed: {reason}")
         return (folder / OUTPUT).read_bytes()
 
 
-def _compiler(target: Target) -> str:
+def _compiler(target: Target) -> list[str]:
     if target.architecture is not probe_local().target.architecture:
         raise ToolchainError(
             f"no linker for {target.triple} on this machine; bundles are linked on their own"
             " architecture"
         )
-    name = os.environ.get("CC", "cc")
+    name, *options = os.environ.get("CC", "").split() or ["cc"]
     path = shutil.which(name)
     if path is None:
         raise ToolchainError(
             f"no C compiler {name!r} found; install one (Debian: apt-get install gcc libc6-dev)"
             " or set CC"
         )
-    return path
+    return [path, *options]

@@ -171,7 +171,7 @@ class SqueezeExcite(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gate(x) * x
+        return torch.mul(self.gate(x), x)
 
 
 class Inverted(nn.Module):
