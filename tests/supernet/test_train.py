@@ -19,6 +19,7 @@ from bignas.supernet.evaluate import evaluate_architectures
 from bignas.supernet.network import Supernet
 from bignas.supernet.recipe import draw_architectures, draw_batch, learning_rate
 from bignas.supernet.space import SearchSpace, StageSpace
+from bignas.supernet.spaces import load_space
 from bignas.supernet.train import Regularize, Schedule, TrainConfig, TrainProgress, _Run, train
 
 SHORT = TrainConfig(epochs=3, batch_size=24, threads=1, log_every_steps=1, save_every_steps=5)
@@ -106,8 +107,7 @@ from pathlib import Path
 from bignas.supernet.data import load_data
 from bignas.supernet.spaces import load_space
 from bignas.supernet.train import TrainConfig, train
-config = TrainConfig(epochs=2, batch_size=32, threads=1, max_train_images=320,
-                     save_every_steps=2, log_every_steps=1)
+config = TrainConfig(epochs=2, batch_size=32, threads=1, max_train_images=320, save_every_steps=2)
 train(load_space(sys.argv[1]), load_data("digits"), Path(sys.argv[2]), config,
       lambda progress: print(progress.step, flush=True))
 """
@@ -130,35 +130,41 @@ squeeze_excite = false
 """
 
 
-def run_training(space: Path, out: Path, kill_after: int | None, number: int) -> None:
-    """Train in a process of its own; send it a signal once it has printed step `kill_after`."""
-    command = [sys.executable, "-c", SCRIPT, str(space), str(out)]
+def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
+    space_file, parts = tmp_path / "space.toml", tmp_path / "parts"
+    space_file.write_text(SPACE_FILE)
+    command = [sys.executable, "-c", SCRIPT, str(space_file), str(parts)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if kill_after is not None and int(line) >= kill_after:
-                process.send_signal(number)
+            if int(line) >= 5:
+                process.kill()
                 break
-        process.stdout.read()
-        code = process.wait()
-    assert (code == 0) == (kill_after is None)
+    assert process.returncode == -signal.SIGKILL
+    assert 4 <= load_checkpoint(parts)[1].step < 20
+    config = TrainConfig(
+        epochs=2, batch_size=32, threads=1, max_train_images=320, save_every_steps=2
+    )
+    space, data = load_space(str(space_file)), load_data("digits")
+    resumed = train(space, data, parts, config)
+    whole = train(space, data, tmp_path / "whole", config)
+    assert same(resumed, whole)
+    assert parts.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_kill_and_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
-    space = tmp_path / "space.toml"
-    space.write_text(SPACE_FILE)
-    run_training(space, tmp_path / "whole", None, 0)
-    parts = tmp_path / "parts"
-    run_training(space, parts, 3, signal.SIGKILL)
-    state = load_checkpoint(parts)[1].step
-    assert 2 <= state < 20
-    run_training(space, parts, 11, signal.SIGINT)
-    assert load_checkpoint(parts)[1].step >= 11
-    run_training(space, parts, None, 0)
-    assert same(load_checkpoint(parts)[1], load_checkpoint(tmp_path / "whole")[1])
+def test_ctrl_c_finishes_the_step_and_saves(
+    tiny_space: SearchSpace, toy_data: ImageData, out: Path
+) -> None:
+    def press(progress: TrainProgress) -> None:
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_space, toy_data, out, SHORT, press)
+    assert load_checkpoint(out)[1].step == 3
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(
