@@ -1,5 +1,6 @@
 """The search as a whole: exact repetition and resumption, hopeless budgets, a delivered promise."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -116,9 +117,7 @@ def test_only_architectures_that_keep_the_budget_are_evaluated(
         assert trial.top1 is None or trial.latency_ms <= config.budget_ms
 
 
-def test_a_hopeless_budget_names_the_fastest_architecture(
-    tmp_path: Path, data: ImageData
-) -> None:
+def test_a_hopeless_budget_names_the_fastest_architecture(tmp_path: Path, data: ImageData) -> None:
     space = _space()
     with pytest.raises(InfeasibleBudgetError) as caught:
         _explore(tmp_path, space, data, SearchConfig(budget_ms=1e-6))
@@ -145,20 +144,14 @@ def test_a_strategy_that_leaves_the_space_is_refused(
 
 def test_data_of_other_classes_are_refused(tmp_path: Path, data: ImageData) -> None:
     space = _space()
-    classes = ("a", "b")
-    other = _checkpoint(space, data)
-    other = Checkpoint(**{**_fields(other), "classes": classes})
-    with Store.open() as store, pytest.raises(CheckpointError):
+    other = dataclasses.replace(_checkpoint(space, data), classes=("a", "b"))
+    config, out = SearchConfig(1.0), tmp_path / "out"
+    with Store.open() as store:
         device = store.device("local")
-        run_search(
-            Supernet(space), other, data, device, store, ObjectCache(device.target),
-            _predictor(space), SearchConfig(1.0), tmp_path / "out",
-        )  # fmt: skip
-    assert not (tmp_path / "out").exists()
-
-
-def _fields(checkpoint: Checkpoint) -> dict[str, object]:
-    return {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
+        cache, predictor = ObjectCache(device.target), _predictor(space)
+        with pytest.raises(CheckpointError):
+            run_search(Supernet(space), other, data, device, store, cache, predictor, config, out)
+    assert not out.exists()
 
 
 @pytest.mark.slow
