@@ -17,7 +17,7 @@ from bignas.device_db.records import Target
 
 __all__ = ["link_program", "link_shared_library"]
 
-FLAGS = ("-O2", "-fPIC", "-std=c11", "-Wall", "-Werror", "-s", "-Wl,--build-id=none")
+FLAGS = ("-O2", "-fPIC", "-std=c11", "-s", "-Wl,--build-id=none")
 SHARED_FLAGS = ("-shared", "-Wl,--as-needed", "-Wl,-z,noexecstack")
 OUTPUT = "output"
 
@@ -69,7 +69,8 @@ def _link_in_folder(
         command = [*compiler, *FLAGS, *flags, "-o", OUTPUT, *units, *kernels, "-ldl"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode:
-            reason = (result.stderr.strip().splitlines() or ["no message"])[0]
+            lines = result.stderr.strip().splitlines() or ["no message"]
+            reason = next((line for line in lines if "error:" in line), lines[0])
             raise ToolchainError(f"{compiler[0]} failed: {reason}")
         return (folder / OUTPUT).read_bytes()
 

@@ -337,10 +337,10 @@ def test_a_failing_compiler_is_quoted(
         compile_graph(contents.network.graph)
 
 
-def test_a_compiler_with_options_is_taken(
+def test_generated_sources_compile_without_warnings(
     contents: BundleContents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CC", "cc -O1")
+    monkeypatch.setenv("CC", "cc -Wall -Wextra -Werror")
     assert compile_graph(contents.network.graph).library
 
 

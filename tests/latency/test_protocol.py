@@ -1,0 +1,243 @@
+"""The protocol measures what it is given, whatever the others among it do."""
+
+import os
+import statistics
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bignas.compile.objects import cache_folder
+from bignas.compile.toolchain import link_shared_library
+from bignas.device_db.errors import MeasurementError, ToolchainError
+from bignas.device_db.probe import probe_local
+from bignas.device_db.records import Operator, Workload
+from bignas.latency.protocol import (
+    Job,
+    KernelJob,
+    NetworkJob,
+    Settings,
+    measure,
+    measuring_core,
+    runtime_version,
+)
+
+QUICK = Settings(rounds=4, sample_us=20.0, stall_seconds=2.0)
+WORKLOAD = Workload(Operator.SCALE, 4, 4, 16, 16)
+
+KERNELS = """
+#include <stddef.h>
+#define KERNEL(name) \\
+    void name(const float *in, const float *w, const float *b, const float *other, float *out); \\
+    void name(const float *in, const float *w, const float *b, const float *other, float *out)
+
+KERNEL(fast) {
+    for (int i = 0; i < 256; i++) out[i] = in[i] * other[i % 16] + b[i % 16];
+}
+KERNEL(slow) {
+    for (volatile int n = 0; n < 200; n++)
+        for (int i = 0; i < 256; i++) out[i] = in[i] * other[i % 16] + b[i % 16];
+}
+KERNEL(invalid) { volatile float *volatile nowhere = NULL; *nowhere = 1.0f; }
+KERNEL(illegal) { __builtin_trap(); }
+KERNEL(endless) { for (volatile int n = 0; n == 0;) out[0] = in[0]; }
+KERNEL(brittle) {
+    static int calls;
+    if (calls++ > 3) invalid(in, w, b, other, out);
+    fast(in, w, b, other, out);
+}
+
+int bignas_run(const float *in, float *out, void *memory);
+int bignas_run(const float *in, float *out, void *memory) { return 0; }
+"""
+
+NETWORK = """
+#include <stddef.h>
+int bignas_run(const float *in, float *out, void *memory);
+size_t bignas_input_floats(void);
+size_t bignas_output_floats(void);
+size_t bignas_workspace_bytes(void);
+size_t bignas_input_floats(void) { return 3000; }
+size_t bignas_output_floats(void) { return 10; }
+size_t bignas_workspace_bytes(void) { return 4096; }
+int bignas_run(const float *in, float *out, void *memory) {
+    if ((size_t)memory % 64) return -1;
+    for (int i = 0; i < 3000; i++) ((float *)memory)[i % 1024] = in[i];
+    for (int i = 0; i < 10; i++) out[i] = ((float *)memory)[i];
+    return 0;
+}
+"""
+
+
+def link(source: str, path: Path) -> Path:
+    library = link_shared_library({"code.c": source.encode()}, (), probe_local().target)
+    path.write_bytes(library)
+    return path
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return link(KERNELS, tmp_path_factory.mktemp("kernels") / "kernels.so")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return link(NETWORK, tmp_path_factory.mktemp("networks") / "network.so")
+
+
+def kernels(library: Path, *symbols: str) -> list[Job]:
+    return [KernelJob(library, symbol, WORKLOAD) for symbol in symbols]
+
+
+@pytest.mark.parametrize("rounds", [1, 7])
+def test_every_job_gets_a_sample_a_round(rounds: int, library: Path, network: Path) -> None:
+    jobs = [*kernels(library, "fast", "slow"), NetworkJob(network)]
+    report = measure(jobs, Settings(rounds=rounds, sample_us=10.0))
+    assert [len(one.samples_ns) for one in report.results] == [rounds] * 3
+    assert all(one.error is None for one in report.results)
+    assert all(sample > 0 for one in report.results for sample in one.samples_ns)
+    assert report.rejected >= 0
+    assert report.unsettled >= 0
+
+
+def test_results_are_in_the_order_of_the_jobs(library: Path) -> None:
+    names = ["fast", "slow", "fast", "slow", "fast"]
+    report = measure(kernels(library, *names), QUICK)
+    medians = [statistics.median(one.samples_ns) for one in report.results]
+    assert max(medians[0::2]) < min(medians[1::2])
+
+
+def test_a_library_may_be_anywhere(library: Path, network: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a  folder with spaces, % and ümläuts"
+    folder.mkdir()
+    for path in (library, network):
+        (folder / path.name).write_bytes(path.read_bytes())
+    jobs = [*kernels(folder / library.name, "fast"), NetworkJob(folder / network.name)]
+    assert [one.error for one in measure(jobs, QUICK).results] == [None, None]
+
+
+@pytest.mark.parametrize("symbol", ["invalid", "illegal"])
+def test_a_crash_costs_only_the_kernel_that_crashes(symbol: str, library: Path) -> None:
+    report = measure(kernels(library, "fast", symbol, "slow", symbol), QUICK)
+    assert [len(one.samples_ns) for one in report.results] == [4, 0, 4, 0]
+    assert "status" in str(report.results[1].error)
+    assert "status" in str(report.results[3].error)
+
+
+def test_a_hanging_kernel_is_ended(library: Path) -> None:
+    start = time.monotonic()
+    settings = Settings(rounds=2, sample_us=10.0, stall_seconds=0.7)
+    report = measure(kernels(library, "fast", "endless"), settings)
+    assert time.monotonic() - start < 30
+    assert [len(one.samples_ns) for one in report.results] == [2, 0]
+    assert "no progress" in str(report.results[1].error)
+    assert not harnesses()
+
+
+def test_what_is_missing_is_an_error_of_its_own(
+    library: Path, network: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.so").write_text("no library", encoding="utf-8")
+    jobs: list[Job] = [
+        *kernels(library, "fast", "no_such_symbol"),
+        *kernels(tmp_path / "missing.so", "fast"),
+        *kernels(tmp_path / "text.so", "fast"),
+        NetworkJob(library),
+        NetworkJob(network),
+    ]
+    results = measure(jobs, QUICK).results
+    assert [one.error is None for one in results] == [True, False, False, False, False, True]
+    for result, named in zip(
+        results[1:5], ["no_such_symbol", "missing.so", "text.so", "network library"], strict=True
+    ):
+        assert named in str(result.error)
+        assert "\n" not in str(result.error)
+        assert result.samples_ns == ()
+
+
+def test_jobs_may_all_fail_or_be_none(library: Path) -> None:
+    assert measure([], QUICK).results == ()
+    results = measure(kernels(library, "invalid", "no_such_symbol"), QUICK).results
+    assert all(one.error for one in results)
+
+
+def test_a_crash_that_no_job_can_be_blamed_for_is_an_error(library: Path) -> None:
+    with pytest.raises(MeasurementError, match="measuring process failed"):
+        measure(kernels(library, "brittle"), Settings(rounds=3, sample_us=0.001))
+
+
+def test_the_environment_is_recorded(library: Path) -> None:
+    environment = measure(kernels(library, "fast"), QUICK).environment
+    assert environment.affinity == (measuring_core(),)
+    assert measuring_core() in os.sched_getaffinity(0)
+    assert environment.load_average >= 0
+    assert 0 <= environment.steal_fraction <= 1
+    assert environment.context_switches >= 0
+    assert runtime_version()
+
+
+def test_progress_counts_rounds(library: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    measure(
+        kernels(library, "fast"), QUICK, lambda done, total, rejected: seen.append((done, total))
+    )
+    assert seen == [(done, 4) for done in range(1, 5)]
+
+
+def harnesses() -> list[psutil.Process]:
+    return [
+        one
+        for one in psutil.Process().children(recursive=True)
+        if one.status() != psutil.STATUS_ZOMBIE and one.name().startswith("harness-")
+    ]
+
+
+def test_an_interruption_ends_the_measuring_process(library: Path) -> None:
+    def interrupt(done: int, total: int, rejected: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(kernels(library, "slow"), Settings(rounds=100_000, sample_us=500.0), interrupt)
+    assert not harnesses()
+
+
+def test_the_measuring_program_is_built_once(library: Path) -> None:
+    measure(kernels(library, "fast"), QUICK)
+    (program,) = cache_folder().glob("harness-*")
+    before = program.stat()
+    measure(kernels(library, "fast"), QUICK)
+    assert program.stat().st_mtime_ns == before.st_mtime_ns
+    assert os.access(program, os.X_OK)
+
+
+def test_a_missing_compiler_names_a_package(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", "/nonexistent")
+    with pytest.raises(ToolchainError, match="gcc"):
+        measure(kernels(library, "fast"), QUICK)
+
+
+def test_the_measuring_program_compiles_without_warnings(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", "cc -Wall -Wextra -Werror")
+    assert measure(kernels(library, "fast"), QUICK).results[0].error is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"rounds": 0},
+        {"sample_us": 0.0},
+        {"sample_us": float("nan")},
+        {"drift": -1.0},
+        {"stall_seconds": 0.0},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(MeasurementError, match="positive"):
+        Settings(**values)  # type: ignore[arg-type]
