@@ -6,6 +6,7 @@
   stdout as well. Only a bug shows a traceback.
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -94,7 +95,8 @@ class Application(click.Group):
         except (BignasError, click.ClickException, click.Abort, OSError) as error:
             message, code = describe(error)
             if JSON_FLAG in arguments:
-                write_document({"error": message, "exit_code": int(code)}, sys.stdout)
+                with contextlib.suppress(OSError):  # it may be stdout that cannot be written
+                    write_document({"error": message, "exit_code": int(code)}, sys.stdout)
             click.echo(f"error: {message}", err=True)
         if standalone_mode:
             sys.exit(code)

@@ -21,11 +21,12 @@ if TYPE_CHECKING:  # the libraries behind these take seconds to import
 __all__ = ["Bars", "Step", "count_step", "profile_step", "search_step", "train_step"]
 
 _SECONDS_BETWEEN_LINES = 15.0
+_BAR_COLUMNS = 20  # leaves room for the words on a terminal of 80 columns
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where a phase of the work stands, and how many seconds it will still take."""
+    """Where a phase of the work stands, and how many seconds it will still take; 0: not known."""
 
     phase: str
     done: int
@@ -42,11 +43,11 @@ class Bars:
         self._bars: Progress | None = None
         if console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(_BAR_COLUMNS),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}"),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[left]}", markup=False),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=console,
                 redirect_stdout=False,
             )
@@ -69,7 +70,7 @@ class Bars:
 
     def __call__(self, step: Step) -> None:
         """Show a step."""
-        left = f"{_duration(step.eta_seconds)} left" if step.done < step.total else "done"
+        left = _left(step)
         if self._bars is not None:
             if step.phase not in self._tasks:
                 self._tasks[step.phase] = self._bars.add_task(step.phase, left="", note="")
@@ -82,13 +83,19 @@ class Bars:
             )
         elif time.monotonic() >= self._line_at:
             self._line_at = time.monotonic() + _SECONDS_BETWEEN_LINES
-            line = f"{step.phase}: {step.done} of {step.total}, {left}"
-            click.echo(f"{line}, {step.note}" if step.note else line, err=True)
+            parts = (f"{step.phase}: {step.done} of {step.total}", left, step.note)
+            click.echo(", ".join(part for part in parts if part), err=True)
+
+
+def _left(step: Step) -> str:
+    if step.done >= step.total:
+        return "done"
+    return f"{_duration(step.eta_seconds)} left" if step.eta_seconds > 0 else ""
 
 
 def _duration(seconds: float) -> str:
-    """Return a time such as 0:42 or 1:02:03; ? when it is not known."""
-    if not 0 <= seconds < 1e7:
+    """Return a time such as 0:42 or 1:02:03; ? when it is endless."""
+    if not seconds < 1e7:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -100,6 +100,17 @@ def test_the_installed_program_reports_by_exit_code_and_stream() -> None:
         assert len(result.stderr.splitlines()) == (1 if code else 0)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    for arguments in (["device", "list"], ["device", "list", "--json"], ["--help"]):
+        with Path("/dev/full").open("w") as full:
+            result = subprocess.run(
+                [program(), *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert result.returncode == 2
+        assert result.stderr.splitlines() == [f"error: {os.strerror(errno.ENOSPC)}"]
+
+
 def test_usage_mistakes_are_one_line_that_points_to_help() -> None:
     assert "`bignas --help`" in refused("nothing")
     assert "`bignas device --help`" in refused("device", "nothing")
