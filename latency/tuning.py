@@ -26,7 +26,8 @@ from bignas.latency.tuned import TunedKernel, best_kernels, tuned_kernels
 
 __all__ = ["Tuner", "ensure_tuned", "tune_missing"]
 
-BATCH = 24
+BATCH = 24  # workloads that are built, measured and committed together
+FEW_BUILDS = 24  # up to so many are done before worker processes would have started
 TRIAL = Settings(rounds=10, sample_us=40.0)
 FINAL = Settings(rounds=30, sample_us=60.0)
 
@@ -100,7 +101,7 @@ class Tuner:
     def _build_all(self, pairs: Sequence[Candidate]) -> list[Built]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         folder = self.cache.folder.parent
-        if cores == 1 or len(pairs) <= BATCH:
+        if cores == 1 or len(pairs) <= FEW_BUILDS:
             return _build(folder, self.cache.target, pairs)
         if self._pool is None:
             context = multiprocessing.get_context("spawn")

@@ -1,0 +1,76 @@
+"""Whole subnets: spread over the space, measured as they ship, found again in the store."""
+
+import numpy as np
+import pytest
+
+from bignas.compile.codegen import code_hash
+from bignas.compile.objects import ObjectCache
+from bignas.compile.schedule import candidates
+from bignas.compile.workload import workloads
+from bignas.device_db.records import Device, Subject
+from bignas.device_db.store import Store
+from bignas.latency.protocol import Settings
+from bignas.latency.recording import Recorder, space_label
+from bignas.latency.subnets import (
+    architecture_of,
+    measure_subnets,
+    measured_subnets,
+    spread_sample,
+)
+from bignas.supernet.spaces import load_space
+from tests.latency.tiny import TINY
+
+QUICK = Settings(rounds=5, sample_us=50.0)
+
+
+@pytest.mark.parametrize("count", [2, 10, 40])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_spread_sample_covers_the_space(count: int, seed: int) -> None:
+    space = load_space("cifar")
+    sample = spread_sample(space, count, np.random.default_rng(seed))
+    assert sample == spread_sample(space, count, np.random.default_rng(seed))
+    assert len(sample) == count
+    assert len(set(sample)) == count
+    assert all(space.contains(one) for one in sample)
+    macs = sorted(space.macs(one) for one in sample)
+    assert macs[0] == space.macs(space.smallest())
+    assert macs[-1] == space.macs(space.biggest())
+    if count == 40:
+        steps = np.diff(np.log(macs))
+        assert steps.max() < 0.2 * (np.log(macs[-1]) - np.log(macs[0]))
+
+
+def test_a_small_space_is_sampled_as_a_whole_at_most() -> None:
+    sample = spread_sample(TINY, 200, np.random.default_rng(0))
+    assert len(set(sample)) == len(sample) <= TINY.size()
+
+
+def test_subnets_are_measured_and_found_again(
+    device: Device, store: Store, cache: ObjectCache
+) -> None:
+    architectures = [TINY.smallest(), TINY.biggest()]
+    schedules = {
+        work: candidates(work, device.target)[0]
+        for one in architectures
+        for work in workloads(TINY, one)
+    }
+    recorder = Recorder(device.name)
+    records = measure_subnets(TINY, architectures, schedules, cache, recorder, QUICK)
+    assert [architecture_of(one) for one in records] == architectures
+    for record in records:
+        assert record.ok
+        assert record.subject is Subject.NETWORK
+        assert record.space == space_label(TINY)
+        assert record.session == recorder.session
+        assert len(record.samples_ns) == QUICK.rounds
+    assert records[0].p50_ns < records[1].p50_ns
+    store.add_measurements(records)
+    found = measured_subnets(store, device.name, TINY, code_hash())
+    assert found == [(architecture_of(one), one.p50_ns / 1e6) for one in records]
+    assert measured_subnets(store, device.name, TINY, "another code") == []
+    assert measured_subnets(store, device.name, TINY.with_classes(9), code_hash()) == []
+
+
+def test_a_kernel_without_a_schedule_is_an_error(device: Device, cache: ObjectCache) -> None:
+    with pytest.raises(KeyError):
+        measure_subnets(TINY, [TINY.smallest()], {}, cache, Recorder(device.name), QUICK)
