@@ -138,7 +138,8 @@ def result_parts(document: Mapping[str, Any], out: Path) -> list[RenderableType]
             "measured": milliseconds(best["measured_ms"]),
             "predicted": f"{milliseconds(best['predicted_ms'])}"
             f" ({interval_text(best['interval_ms'])})",
-            "top-1": percent(best["top1"]),
+            "top-1": f"{percent(best['top1'])} on validation images,"
+            f" {percent(best.get('test_top1'))} on test images",
             "bundle": out / document["bundle"],
         }
     )
