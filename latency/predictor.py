@@ -240,7 +240,7 @@ class LatencyPredictor:
         if reasons:
             raise InputError(
                 f"the latency predictor is stale: {' and '.join(reasons)};"
-                f" run `bignas predictor fit {space.name} --device {device_name}`"
+                f" run `bignas predictor fit SPACE --device {device_name}`"
             )
 
     def for_space(self, space: SearchSpace) -> "LatencyPredictor":

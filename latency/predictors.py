@@ -40,8 +40,8 @@ def load_predictor(space: SearchSpace, device: Device) -> LatencyPredictor:
     if not path.exists():
         raise InputError(
             f"no latency predictor for space {space.name!r} on device {device.name!r} yet; run"
-            f" `bignas profile {space.name} --device {device.name}`, then"
-            f" `bignas predictor fit {space.name} --device {device.name}`"
+            f" `bignas profile SPACE --device {device.name}`, then"
+            f" `bignas predictor fit SPACE --device {device.name}`"
         )
     predictor = LatencyPredictor.load(path)
     predictor.check_matches(space, device.name, code_hash())

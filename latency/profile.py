@@ -209,7 +209,7 @@ def fit_predictor(
     if not len(table):
         raise MeasurementError(
             f"nothing is measured on {device.name} yet;"
-            f" run `bignas profile {space.name} --device {device.name}`"
+            f" run `bignas profile SPACE --device {device.name}`"
         )
     networks = measured_subnets(store, device.name, space, code_hash())
     return LatencyPredictor.fit(space, table, networks, confidence)

@@ -149,9 +149,15 @@ def tune_missing(
 
 
 def ensure_tuned(
-    workloads: Sequence[Workload], device: Device, store: Store, cache: ObjectCache
+    workloads: Sequence[Workload],
+    device: Device,
+    store: Store,
+    cache: ObjectCache,
+    progress: Callable[[int, int, int], bool] | None = None,
 ) -> dict[Workload, TunedKernel]:
     """Tune those of the workloads that the store lacks, and return all tuned kernels of the device.
+
+    `progress` is that of `tune_missing`.
 
     Raises:
         MeasurementError: a kernel of them cannot be measured.
@@ -160,7 +166,7 @@ def ensure_tuned(
     kernels = tuned_kernels(store, device.name)
     if all(one in kernels for one in workloads):
         return kernels
-    tune_missing(workloads, device, store, cache, set(kernels))
+    tune_missing(workloads, device, store, cache, set(kernels), progress)
     kernels = tuned_kernels(store, device.name)
     for workload in workloads:
         if workload not in kernels:

@@ -56,6 +56,7 @@ BATCH = 16
 CALIBRATION_IMAGES = 512  # while exploring; finalists get the whole calibration split
 SUGGESTIONS_PER_EVALUATION = 60  # bound on how long a strategy may look for feasible architectures
 FRONT_MEMBERS = 8
+FASTEST_OF = 256  # random architectures beside the smallest, to know the fastest
 BUNDLE = "bundle"
 RESULT = "result.json"
 
@@ -235,17 +236,22 @@ class _Search:
         self.report = report
 
     def require_feasible(self) -> None:
-        """Raise InfeasibleBudgetError when even the smallest architecture misses the budget."""
-        smallest = self.space.smallest()
-        prediction = self.predictor.predict([smallest])
-        if not self.budget.allows(float(prediction.latency_ms[0])):
+        """Raise InfeasibleBudgetError when even the fastest architecture misses the budget.
+
+        The smallest one is the fastest as a rule; random ones guard against exceptions.
+        """
+        random = np.random.default_rng(self.config.seed)
+        some = [self.space.smallest(), *(self.space.sample(random) for _ in range(FASTEST_OF))]
+        predictions = self.predictor.predict(some)
+        fastest = int(np.argmin(predictions.latency_ms))
+        if not self.budget.allows(float(predictions.latency_ms[fastest])):
             raise InfeasibleBudgetError(
                 f"no architecture of space {self.space.name!r} keeps {self.budget} on"
-                f" {self.device.name}: the fastest, {smallest.key}, is predicted at"
-                f" {prediction.latency_ms[0]:.4g} ms; ask for at least"
-                f" {prediction.high_ms[0]:.4g}ms"
+                f" {self.device.name}: the fastest, {some[fastest].key}, is predicted at"
+                f" {predictions.latency_ms[fastest]:.4g} ms; ask for at least"
+                f" {predictions.high_ms[fastest]:.4g}ms"
             )
-        self._cautious = self.budget.allows(float(prediction.high_ms[0]))
+        self._cautious = self.budget.allows(float(predictions.high_ms[fastest]))
 
     def explore(self, question: dict[str, Any]) -> tuple[list[Trial], int]:
         """Let the strategy look around; return all trials and how many were suggested."""
@@ -329,7 +335,7 @@ class _Search:
         needed = [
             one for architecture in architectures for one in workloads(self.space, architecture)
         ]
-        kernels = ensure_tuned(needed, self.device, self.store, self.cache)
+        kernels = ensure_tuned(needed, self.device, self.store, self.cache, self._report_tuning)
         top1: list[float] = []
         for number, architecture in enumerate(architectures):
             self.report(SearchProgress("finalists", number, len(architectures), 0.0, ""))
@@ -347,6 +353,11 @@ class _Search:
             )
             if record.ok
         ]
+
+    def _report_tuning(self, done: int, total: int, rejected: int) -> bool:
+        note = f"{rejected} groups of samples repeated"
+        self.report(SearchProgress("kernels", done, total, 0.0, note))
+        return True
 
     def _candidate(
         self,

@@ -28,7 +28,7 @@ def test_what_a_search_needs(
     few = ("--data", "digits", "--batch-size", 64, "--max-images", 64, "--epochs", 1)
     assert run("train", other_space_file, *few, "--out", "o.safetensors").exit_code == 0
     line = refused("search", "o.safetensors", *arguments[2:])
-    assert "bignas profile other" in line
+    assert "bignas profile SPACE" in line
 
 
 @pytest.mark.slow

@@ -268,7 +268,7 @@ def test_a_stale_predictor_says_why_and_what_to_run(predictor: LatencyPredictor)
     ):
         with pytest.raises(InputError, match=reason) as refusal:
             predictor.check_matches(*arguments)
-        assert f"bignas predictor fit made-up --device {arguments[1]}" in str(refusal.value)
+        assert f"bignas predictor fit SPACE --device {arguments[1]}" in str(refusal.value)
 
 
 def test_another_number_of_classes_is_predicted_too(predictor: LatencyPredictor) -> None:

@@ -57,7 +57,7 @@ def test_no_kernel_is_listed_in_vain() -> None:
 
 
 def test_a_device_without_measurements_says_what_to_run(device: Device, store: Store) -> None:
-    with pytest.raises(MeasurementError, match="bignas profile tiny --device local"):
+    with pytest.raises(MeasurementError, match="bignas profile SPACE --device local"):
         fit_predictor(TINY, device, store)
 
 
