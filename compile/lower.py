@@ -266,6 +266,8 @@ class _Fusion:
             raise ModelError(
                 "the model uses an unsupported multiply: only a tensor by one factor a channel"
             )
+        if self._value(gate) == INPUT:
+            raise ModelError("the model uses an unsupported multiply: by the network input")
         _, channels, height, width = shape
         workload = Workload(Operator.SCALE, height, width, channels, channels)
         chain = self._chain(replace(operation, inputs=(source,)), workload, None)
@@ -315,11 +317,11 @@ class _Fusion:
     def _take_add(self, chain: _Chain, operation: Operation) -> bool:
         weighted = chain.weights is not None
         other = next((one for one in operation.inputs if one != chain.last.output), None)
-        if other is None or not weighted:
+        if other is None or not weighted or operation.shape != chain.last.shape:
             return False
         constant = self.tensors.constants.get(other)
         if constant is not None:
-            if constant.size not in (1, chain.workload.out_channels):
+            if not _is_per_channel(constant, len(operation.shape), chain.workload.out_channels):
                 return False
             chain.bias = chain.bias + constant.reshape(-1).astype(np.float32)
             return True
@@ -343,3 +345,9 @@ class _Fusion:
             raise ModelError("the model's output is spatial; only classifiers are supported")
         _, channels, height, width = self.tensors.input_shape
         return KernelGraph(calls, (channels, height, width), last.out_channels)
+
+
+def _is_per_channel(constant: np.ndarray, rank: int, channels: int) -> bool:
+    """Return whether a constant, added to a tensor [1, channels, ...], is one number a channel."""
+    padded = (1,) * (rank - constant.ndim) + constant.shape
+    return constant.size == 1 or padded == (1, channels, *(1,) * (rank - 2))

@@ -88,7 +88,7 @@ def run_onnx(model: bytes, images: np.ndarray) -> np.ndarray:
     outputs = [
         np.asarray(session.run(None, {name: images[i : i + 1]})[0]) for i in range(len(images))
     ]
-    return np.concatenate(outputs)
+    return np.concatenate(outputs).reshape(len(images), -1)
 
 
 def onnx_session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:

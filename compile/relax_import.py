@@ -121,6 +121,9 @@ def _flatten(function: Any) -> Tensors:
     constants: dict[str, np.ndarray] = {}
     operations: list[Operation] = []
     names: dict[Any, str] = {function.params[0]: "input"}
+    kind = str(function.params[0].ty.dtype)
+    if kind != "float32":
+        raise ModelError(f"the model's input is {kind}; models of float32 are supported")
 
     def name_of(expression: Any) -> str:
         if isinstance(expression, tvm.ir.GenericConst):

@@ -253,6 +253,11 @@ def clipped() -> nn.Module:
     )
 
 
+def headless() -> nn.Module:
+    """A network that ends with its pooling, one pixel a class."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1))
+
+
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Return the module in evaluation mode with norms that do something."""
     generator = torch.Generator().manual_seed(seed)

@@ -25,6 +25,7 @@ from tests.compile.networks import (
     clipped,
     compile_graph,
     first_schedules,
+    headless,
     mobilenet,
     randomise,
     resnet,
@@ -94,7 +95,7 @@ def test_parity_of_many_architectures(seed: int, tmp_path: Path) -> None:
         check_parity(space, space.sample(np.random.default_rng(seed)), seed, tmp_path)
 
 
-@pytest.mark.parametrize("make", [resnet, mobilenet, clipped])
+@pytest.mark.parametrize("make", [resnet, mobilenet, clipped, headless])
 def test_networks_of_other_origin(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = randomise(make())
@@ -103,7 +104,7 @@ def test_networks_of_other_origin(make: Callable[[], nn.Module], tmp_path: Path)
     graph = lower_onnx(model)
     result = run_compiled(compile_graph(graph), images.numpy(), tmp_path)
     with torch.inference_mode():
-        assert close(result, module(images).numpy())
+        assert close(result, module(images).flatten(1).numpy())
     assert close(result, run_onnx(model, images.numpy()))
 
 
@@ -146,6 +147,10 @@ class Function(nn.Module):
         (lambda x: (x * x).mean((2, 3)), "multiply"),
         (lambda x: x.mean(2).mean(2), "mean"),
         (lambda x: x.flatten(1), "spatial"),
+        (lambda x: (x + torch.arange(8.0)).mean((2, 3)), "add"),  # along the width
+        (lambda x: (x + torch.arange(8.0)[:, None]).mean((2, 3)), "add"),
+        (lambda x: (x.mean((2, 3), keepdim=True) + x).mean((2, 3)), "add"),
+        (lambda x: (x - 1).mean((2, 3)), "subtract"),
         (lambda x: x.transpose(1, 2).mean((2, 3)), "permute_dims|transpose"),
         (lambda x: (x + 1).clamp(0, 3).mean((2, 3)), "clip|minimum|maximum"),
     ],
@@ -186,6 +191,69 @@ def test_a_network_without_a_convolution_is_refused() -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
     with pytest.raises(ModelError, match="start with"):
         lower_onnx(export_onnx(network, 12))
+
+
+def test_a_shortcut_of_another_size_is_refused() -> None:
+    class Broadcast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3)
+            self.gate = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.stem(x)
+            return (self.gate(y.mean((2, 3), keepdim=True)) + y).mean((2, 3))
+
+    with pytest.raises(ModelError, match="add"):
+        lower_onnx(export_onnx(Broadcast(), 8))
+
+
+def test_a_gate_from_the_input_is_refused() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.mul(x, self.stem(x))
+
+    with pytest.raises(ModelError, match="input"):
+        lower_onnx(export_onnx(Gated(), 1))
+
+
+def test_biases_in_any_shape_are_taken_in(tmp_path: Path) -> None:
+    scales = torch.tensor([0.5, -1.0, 2.0, 0.25]).reshape(1, 4, 1, 1)
+    torch.manual_seed(1)
+    module = nn.Sequential(
+        Function(lambda x: scales[0] + (x + scales) + 0.5, channels=4), headless_tail()
+    )
+    images = torch.randn(3, 3, 8, 8)
+    graph = lower_onnx(export_onnx(module, 8))
+    with torch.inference_mode():
+        expected = module(images).numpy()
+    assert close(run_compiled(compile_graph(graph), images.numpy(), tmp_path), expected)
+
+
+def headless_tail() -> nn.Module:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def test_models_of_other_number_types_are_refused() -> None:
+    model = onnx.load_from_string(export_onnx(resnet(), 16))
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    del model.graph.value_info[:]
+    with pytest.raises(ModelError, match=r"float64|imported") as caught:
+        lower_onnx(model.SerializeToString())
+    one_line(caught.value)
+
+
+def test_weights_in_another_file_are_refused(tmp_path: Path) -> None:
+    model = onnx.load_from_string(export_onnx(resnet(), 16))
+    path = tmp_path / "model.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, location="weights.bin")
+    with pytest.raises(ModelError) as caught:
+        lower_onnx(load_onnx(path))
+    one_line(caught.value)
 
 
 def test_a_spatial_output_is_refused() -> None:
