@@ -2,6 +2,8 @@
 
 import ctypes
 import math
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,11 @@ class NetworkLibrary:
     def __init__(self, path: Path, input_shape: tuple[int, ...] | None = None) -> None:
         self.input_shape = input_shape
         try:
-            self._library = ctypes.CDLL(str(path.resolve()))
+            self._library = _load(path)
             self._declare()
         except (OSError, AttributeError) as error:
-            raise BundleError(f"{path} is not a network library: {error}") from error
+            reason = str(error).rpartition(": ")[2]
+            raise BundleError(f"{path} is not a network library: {reason}") from error
         if self._library.bignas_abi() != ABI:
             raise BundleError(
                 f"{path} has interface version {self._library.bignas_abi()}, expected {ABI}"
@@ -102,6 +105,16 @@ class NetworkLibrary:
             _pointer(samples),
         )
         return samples
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    """Load a copy under a name of its own.
+
+    The loader takes a path that it has seen for the library it knows, although the file may have
+    been replaced since; and a file that is overwritten while it is loaded crashes the process.
+    """
+    with tempfile.TemporaryDirectory(prefix="bignas-library-") as folder:
+        return ctypes.CDLL(str(shutil.copy(path, folder)))
 
 
 def aligned_floats(count: int) -> np.ndarray:

@@ -121,4 +121,4 @@ def _pointer(place: np.ndarray) -> ctypes.c_void_p | None:
 def relative_error(result: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest error in units of the largest expected value."""
     assert result.shape == expected.shape
-    return float(np.abs(result - expected).max() / np.abs(expected).max())
+    return float(np.abs(result - expected).max() / max(np.abs(expected).max(), 1e-6))

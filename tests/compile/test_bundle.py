@@ -255,6 +255,22 @@ def test_timing_gives_positive_samples(sound: Path) -> None:
     assert (samples > 0).all()
 
 
+def test_a_bundle_written_over_is_the_new_one(contents: BundleContents, tmp_path: Path) -> None:
+    """Both in one process, where the old library is still loaded."""
+    path = tmp_path / "bundle"
+    inputs = contents.golden_inputs
+    before = write_bundle(path, contents).open_library()
+    outputs = before.run(inputs)
+    space = load_space("cifar")
+    other = specimen(space, space.smallest(), seed=7)
+    model = export_onnx(other.child, SIDE)
+    network = compile_graph(lower_onnx(model))
+    write_bundle(path, dataclasses.replace(contents, network=network, onnx_model=model))
+    assert verify(Bundle.load(path)).ok
+    assert not np.array_equal(Bundle.load(path).open_library().run(inputs), outputs)
+    assert np.array_equal(before.run(inputs), outputs)
+
+
 def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.so"
     path.write_bytes(b"not a library")
