@@ -89,7 +89,7 @@ def test_parity_with_other_activations_and_squeeze_excite(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10, 30))
+@pytest.mark.parametrize("seed", range(10, 22))
 def test_parity_of_many_architectures(seed: int, tmp_path: Path) -> None:
     for space in (CIFAR, space_from(SQUEEZE, tmp_path), space_from(CLIPPED, tmp_path)):
         check_parity(space, space.sample(np.random.default_rng(seed)), seed, tmp_path)
@@ -202,7 +202,7 @@ def test_a_shortcut_of_another_size_is_refused() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.stem(x)
-            return (self.gate(y.mean((2, 3), keepdim=True)) + y).mean((2, 3))
+            return torch.add(self.gate(y.mean((2, 3), keepdim=True)), y).mean((2, 3))
 
     with pytest.raises(ModelError, match="add"):
         lower_onnx(export_onnx(Broadcast(), 8))
