@@ -5,16 +5,21 @@ and, since builds are deterministic, comes out the same.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from platformdirs import user_cache_dir
 
 from bignas.compile.codegen import build_object, code_hash, symbol_of
 from bignas.compile.schedule import Schedule
+from bignas.device_db.errors import BignasError
 from bignas.device_db.files import write_atomically
 from bignas.device_db.records import Target, Workload
 
-__all__ = ["ObjectCache", "cache_folder"]
+__all__ = ["BuiltObject", "ObjectCache", "RequestedObject", "build_objects", "cache_folder"]
+
+RequestedObject = tuple[Workload, Schedule]
+BuiltObject = tuple[Workload, Schedule, str | None]  # why building failed, if it did
 
 
 def cache_folder() -> Path:
@@ -42,3 +47,21 @@ class ObjectCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, build_object(workload, schedule, self.target))
         return path
+
+
+def build_objects(
+    folder: Path, target: Target, requested: Sequence[RequestedObject]
+) -> list[BuiltObject]:
+    """Build kernels into the cache in `folder`; this is what worker processes run.
+
+    It stands in this module because a worker imports what its function's module imports.
+    """
+    cache = ObjectCache(target, folder)
+    built: list[BuiltObject] = []
+    for workload, schedule in requested:
+        try:
+            cache.path(workload, schedule)
+            built.append((workload, schedule, None))
+        except BignasError as error:
+            built.append((workload, schedule, str(error)))
+    return built

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bignas.compile.codegen import symbol_of
-from bignas.compile.objects import ObjectCache
-from bignas.compile.schedule import Schedule, candidates
+from bignas.compile.objects import BuiltObject, ObjectCache, RequestedObject, build_objects
+from bignas.compile.schedule import candidates
 from bignas.compile.toolchain import link_shared_library
-from bignas.device_db.errors import BignasError, MeasurementError
-from bignas.device_db.records import Device, Measurement, Target, Workload
+from bignas.device_db.errors import MeasurementError
+from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.protocol import KernelJob, Report, Settings, TimingResult, measure
 from bignas.latency.recording import Recorder
@@ -30,22 +30,6 @@ BATCH = 24  # workloads that are built, measured and committed together
 FEW_BUILDS = 24  # up to so many are done before worker processes would have started
 TRIAL = Settings(rounds=10, sample_us=40.0)
 FINAL = Settings(rounds=30, sample_us=60.0)
-
-Candidate = tuple[Workload, Schedule]
-Built = tuple[Workload, Schedule, str | None]  # the reason why building failed, if it did
-
-
-def _build(folder: Path, target: Target, batch: Sequence[Candidate]) -> list[Built]:
-    """Build candidates into the cache; runs in a worker process."""
-    cache = ObjectCache(target, folder)
-    results: list[Built] = []
-    for workload, schedule in batch:
-        try:
-            cache.path(workload, schedule)
-            results.append((workload, schedule, None))
-        except BignasError as error:
-            results.append((workload, schedule, str(error)))
-    return results
 
 
 class Tuner:
@@ -88,7 +72,7 @@ class Tuner:
         return report.rejected + final_report.rejected
 
     def _measure(
-        self, pairs: Sequence[Candidate], library: Path, settings: Settings
+        self, pairs: Sequence[RequestedObject], library: Path, settings: Settings
     ) -> tuple[list[Measurement], Report]:
         jobs = [KernelJob(library, symbol_of(one, schedule), one) for one, schedule in pairs]
         report = measure(jobs, settings)
@@ -98,18 +82,19 @@ class Tuner:
         ]
         return records, report
 
-    def _build_all(self, pairs: Sequence[Candidate]) -> list[Built]:
+    def _build_all(self, pairs: Sequence[RequestedObject]) -> list[BuiltObject]:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         folder = self.cache.folder.parent
         if cores == 1 or len(pairs) <= FEW_BUILDS:
-            return _build(folder, self.cache.target, pairs)
+            return build_objects(folder, self.cache.target, pairs)
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(cores, mp_context=context)
         shares = [pairs[start : start + 8] for start in range(0, len(pairs), 8)]
         try:
             futures = [
-                self._pool.submit(_build, folder, self.cache.target, share) for share in shares
+                self._pool.submit(build_objects, folder, self.cache.target, share)
+                for share in shares
             ]
             return [entry for future in futures for entry in future.result()]
         except BrokenProcessPool as error:
@@ -117,7 +102,7 @@ class Tuner:
 
 
 @contextmanager
-def _library(pairs: Sequence[Candidate], cache: ObjectCache) -> Iterator[Path]:
+def _library(pairs: Sequence[RequestedObject], cache: ObjectCache) -> Iterator[Path]:
     """Link kernels to one shared library in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="bignas-kernels-") as folder:
         path = Path(folder) / "kernels.so"
