@@ -82,12 +82,12 @@ class NetworkLibrary:
         held = aligned_floats(self.input_floats)
         held[:] = np.ascontiguousarray(image, np.float32).reshape(-1)
         output = aligned_floats(self.output_floats)
-        run = self._library.bignas_run
-        pointers = _pointer(held), _pointer(output), _pointer(self._workspace)
+        arrays = held, output, self._workspace  # pointers do not keep them alive
+        pointers = tuple(_pointer(array) for array in arrays)
 
         def call() -> np.ndarray:
-            run(*pointers)
-            return output
+            self._library.bignas_run(*pointers)
+            return arrays[1]
 
         return call
 

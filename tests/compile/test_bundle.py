@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import gc
 import json
 import os
 import shutil
@@ -246,6 +247,16 @@ def test_inputs_of_any_memory_order_and_number_type_are_taken(sound: Path) -> No
     unaligned[:] = inputs
     assert np.array_equal(library.run(unaligned), expected)
     assert library.run(inputs[:0]).shape == (0, expected.shape[1])
+
+
+def test_a_bound_image_keeps_all_it_needs(sound: Path) -> None:
+    inputs, expected = Bundle.load(sound).golden()
+    calls = [Bundle.load(sound).open_library().bind(image[None]) for image in inputs]
+    gc.collect()
+    clutter = [np.full(1 << 12, np.nan, np.float32) for _ in range(500)]
+    outputs = np.stack([call() for call in calls])
+    assert len(clutter) == 500
+    assert np.allclose(outputs, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
 
 
 def test_timing_gives_positive_samples(sound: Path) -> None:
