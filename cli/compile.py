@@ -108,6 +108,7 @@ def _show(output: Output, bundle: "Bundle") -> None:
         "device": manifest.device,
         "threads": manifest.threads,
         "kernels": len(manifest.kernels),
+        "fallbacks": list(manifest.fallbacks),
         "macs": manifest.macs,
         "weights_bytes": manifest.weights_bytes,
         "workspace_bytes": manifest.workspace_bytes,
@@ -123,6 +124,8 @@ def _show(output: Output, bundle: "Bundle") -> None:
         "weights": f"{manifest.weights_bytes / 1e3:.0f} kB",
         "workspace": f"{manifest.workspace_bytes / 1e3:.0f} kB",
     }
+    if manifest.fallbacks:
+        lines["TVM's own"] = ", ".join(manifest.fallbacks)
     if predicted is not None:
         interval = interval_text(predicted.interval_ms)
         lines["predicted"] = f"{milliseconds(predicted.latency_ms)} ({interval})"

@@ -20,10 +20,13 @@ from typing import Any
 import numpy as np
 
 from bignas.compile.codegen import code_hash, compiler_version
+from bignas.compile.fallback import FALLBACK
+from bignas.compile.graph import Call, FallbackCall
 from bignas.compile.library import NetworkLibrary
 from bignas.compile.manifest import FileEntry, KernelEntry, Latency, Manifest
 from bignas.compile.network import CompiledNetwork
 from bignas.compile.onnx_export import INPUT_NAME, OUTPUT_NAME, run_onnx
+from bignas.compile.schedule import Schedule
 from bignas.device_db.errors import BundleError
 from bignas.device_db.files import atomic_folder, sha256_of, write_atomically
 from bignas.device_db.probe import probe_local
@@ -206,7 +209,7 @@ def _manifest(contents: BundleContents, files: dict[str, FileEntry]) -> Manifest
     network = contents.network
     table = contents.kernel_latency_us or {}
     kernels = tuple(
-        KernelEntry(call.workload.key, schedule.to_text(), table.get(call.workload))
+        _kernel_entry(call, schedule, table)
         for call, schedule in zip(network.graph.calls, network.schedules, strict=True)
     )
     return Manifest(
@@ -241,6 +244,15 @@ def _manifest(contents: BundleContents, files: dict[str, FileEntry]) -> Manifest
         tolerance=TOLERANCE,
         files=files,
     )
+
+
+def _kernel_entry(
+    call: Call, schedule: Schedule | None, table: Mapping[Workload, float]
+) -> KernelEntry:
+    if isinstance(call, FallbackCall) or schedule is None:
+        key = call.kernel.key if isinstance(call, FallbackCall) else call.workload.key
+        return KernelEntry(key, FALLBACK, None)
+    return KernelEntry(call.workload.key, schedule.to_text(), table.get(call.workload))
 
 
 def _array_bytes(values: np.ndarray) -> bytes:

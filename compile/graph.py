@@ -1,12 +1,14 @@
 """A network as the kernels that compute it, in the order in which they run."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from bignas.compile.fallback import FallbackKernel
 from bignas.device_db.records import Workload
 
-__all__ = ["INPUT", "KernelCall", "KernelGraph"]
+__all__ = ["INPUT", "Call", "FallbackCall", "KernelCall", "KernelGraph"]
 
 INPUT = "input"  # name of the value that holds the network's input
 
@@ -26,16 +28,55 @@ class KernelCall:
     weights: np.ndarray | None
     bias: np.ndarray
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The names of the values that the kernel reads."""
+        return (self.input,) if self.other is None else (self.input, self.other)
+
+    @property
+    def output_floats(self) -> int:
+        """Number of values of the output."""
+        one = self.workload
+        return one.out_height * one.out_width * one.out_channels
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackCall:
+    """One fallback kernel with its operands; those that `constants` holds are weights."""
+
+    kernel: FallbackKernel
+    operands: tuple[str, ...]
+    output: str
+    constants: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The names of the values that the kernel reads."""
+        return tuple(name for name in self.operands if name not in self.constants)
+
+    @property
+    def output_floats(self) -> int:
+        """Number of values of the output."""
+        return self.kernel.output_floats
+
+
+Call = KernelCall | FallbackCall
+
 
 @dataclass(frozen=True, slots=True)
 class KernelGraph:
     """The kernels of a network; shapes lack the batch dimension of 1, the input's is NCHW."""
 
-    calls: tuple[KernelCall, ...]
+    calls: tuple[Call, ...]
     input_shape: tuple[int, int, int]
     output_size: int
 
     @property
     def workloads(self) -> tuple[Workload, ...]:
-        """The workload of each call."""
-        return tuple(call.workload for call in self.calls)
+        """The workload of each call of a template; fallback kernels have none."""
+        return tuple(call.workload for call in self.calls if isinstance(call, KernelCall))
+
+    @property
+    def fallbacks(self) -> tuple[FallbackKernel, ...]:
+        """The kernel of each call that goes through TVM's own scheduling."""
+        return tuple(call.kernel for call in self.calls if isinstance(call, FallbackCall))

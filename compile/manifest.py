@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Self
 
+from bignas.compile.fallback import FALLBACK
 from bignas.device_db.errors import BundleError
 
 __all__ = ["FORMAT_VERSION", "FileEntry", "KernelEntry", "Latency", "Manifest"]
@@ -27,7 +28,11 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class KernelEntry:
-    """One kernel in the order of calls; its table latency in microseconds where it was measured."""
+    """One kernel in the order of calls; its table latency in microseconds where it was measured.
+
+    A kernel that goes through TVM's own scheduling has `fallback` for its schedule, and begins with
+    `fallback-OPERATOR-`.
+    """
 
     workload: str
     schedule: str
@@ -71,6 +76,12 @@ class Manifest:
     measured: Latency | None
     tolerance: float
     files: dict[str, FileEntry]
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """The operators that go through TVM's own scheduling, each once."""
+        keys = [entry.workload for entry in self.kernels if entry.schedule == FALLBACK]
+        return tuple(dict.fromkeys(key.split("-")[1] for key in keys))
 
     def to_bytes(self) -> bytes:
         """Return the manifest file: canonical JSON with the format version and its own hash."""

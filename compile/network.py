@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
 from bignas.compile.codegen import symbol_of
-from bignas.compile.graph import INPUT, KernelCall, KernelGraph
+from bignas.compile.graph import INPUT, FallbackCall, KernelCall, KernelGraph
 from bignas.compile.objects import ObjectCache
 from bignas.compile.plan import Plan, make_plan
 from bignas.compile.schedule import Schedule
@@ -21,11 +22,14 @@ __all__ = ["CompiledNetwork", "build_network", "graph_with_random_weights"]
 
 @dataclass(frozen=True, slots=True)
 class CompiledNetwork:
-    """A linked network: the library's bytes, and what went into it."""
+    """A linked network: the library's bytes, and what went into it.
+
+    There is one schedule a call, and none where the call is a fallback.
+    """
 
     library: bytes
     graph: KernelGraph
-    schedules: tuple[Schedule, ...]
+    schedules: tuple[Schedule | None, ...]
     plan: Plan
 
 
@@ -38,12 +42,17 @@ def build_network(
         ToolchainError: a kernel cannot be built, or the linker is missing or fails.
         KeyError: a workload of the graph has no schedule.
     """
-    chosen = tuple(schedules[call.workload] for call in graph.calls)
+    chosen = tuple(
+        None if isinstance(call, FallbackCall) else schedules[call.workload] for call in graph.calls
+    )
     plan = make_plan(graph, chosen, cache.target.vector_lanes)
-    objects = {
-        symbol_of(call.workload, schedule): cache.path(call.workload, schedule)
-        for call, schedule in zip(graph.calls, chosen, strict=True)
-    }
+    objects: dict[str, Path] = {}
+    for call, schedule in zip(graph.calls, chosen, strict=True):
+        if isinstance(call, FallbackCall):
+            objects[call.kernel.symbol] = cache.fallback_path(call.kernel)
+        elif schedule is not None:
+            symbol = symbol_of(call.workload, schedule)
+            objects[symbol] = cache.path(call.workload, schedule)
     runner = resources.files("bignas.compile.runner")
     sources = {
         "network.c": plan.source.encode(),

@@ -11,6 +11,8 @@ from pathlib import Path
 from platformdirs import user_cache_dir
 
 from bignas.compile.codegen import build_object, code_hash, symbol_of
+from bignas.compile.fallback import FallbackKernel
+from bignas.compile.fallback_object import build_fallback, fallback_hash
 from bignas.compile.schedule import Schedule
 from bignas.device_db.errors import BignasError
 from bignas.device_db.files import write_atomically
@@ -46,6 +48,19 @@ class ObjectCache:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, build_object(workload, schedule, self.target))
+        return path
+
+    def fallback_path(self, kernel: FallbackKernel) -> Path:
+        """Return the object file of a fallback kernel, built when it is missing.
+
+        Raises:
+            ToolchainError: the kernel cannot be built.
+            OutputError: the cache cannot be written.
+        """
+        path = self.folder / f"{kernel.symbol}-{fallback_hash()}.o"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, build_fallback(kernel, self.target))
         return path
 
 

@@ -38,6 +38,7 @@ def export_onnx(child: torch.nn.Module, resolution: int, in_channels: int = 3) -
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "Constant folding", UserWarning)  # of a padding's sizes
         torch.onnx.export(
             child,
             (example,),

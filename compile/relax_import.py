@@ -1,7 +1,7 @@
 """ONNX -> Relax -> a flat list of tensor operations whose constants are numpy arrays.
 
 Phases
-    1. import    ONNX to Relax, weights as constants
+    1. import    ONNX to Relax, weights as constants (after compile/onnx_rewrite)
     2. clean up  canonical bindings, one dataflow block, dead code removed
     3. flatten   one `Operation` a binding; operations on constants are evaluated here
 """
@@ -19,20 +19,34 @@ import tvm
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 
+from bignas.compile.onnx_rewrite import simplify
 from bignas.device_db.errors import ModelError
 
-__all__ = ["Operation", "Tensors", "import_onnx"]
+__all__ = ["Operation", "RelaxCall", "Tensors", "import_onnx"]
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One tensor operation. Operands are names of values; names of constants are in `Tensors`."""
+    """One tensor operation. Operands are names of values; names of constants are in `Tensors`.
+
+    `source` is what it was imported from, absent where several operations were merged to one.
+    """
 
     kind: str
     inputs: tuple[str, ...]
     output: str
     shape: tuple[int, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    source: "RelaxCall | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class RelaxCall:
+    """A call in the imported module, and the names of its tensors in the order of its arguments."""
+
+    call: Any
+    module: Any
+    inputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +72,9 @@ IMPORT_ERRORS = (
 )
 
 # what the lowering reads of Relax's attributes
-ATTRIBUTES = ("strides", "padding", "dilation", "groups", "axis", "axes", "keepdims")
+ATTRIBUTES = (
+    "strides", "padding", "dilation", "groups", "axis", "axes", "keepdims", "pool_size",
+)  # fmt: skip
 
 # operations on constants only, as exporters leave them around biases and transposed weights
 FOLDABLE: Mapping[str, Callable[..., np.ndarray]] = {
@@ -80,12 +96,13 @@ def import_onnx(model: bytes) -> Tensors:
     Raises:
         ModelError: an operator unknown to Relax, a dynamic shape, several inputs or outputs.
     """
-    function = _import(model)["main"]
+    module = _import(model)
+    function = module["main"]
     if len(function.params) != 1:
         raise ModelError(
             f"the model has {len(function.params)} inputs; models with one are supported"
         )
-    return _flatten(function)
+    return _flatten(function, module)
 
 
 def _import(model: bytes) -> Any:
@@ -96,7 +113,7 @@ def _import(model: bytes) -> Any:
         )
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where the importer's own remarks belong
-            return _clean_up(from_onnx(proto, keep_params_in_input=False))
+            return _clean_up(from_onnx(simplify(proto), keep_params_in_input=False))
     except (tvm.error.OpNotImplemented, NotImplementedError) as error:
         names = re.findall(r"[A-Z][A-Za-z0-9]+", str(error).split(":")[-1])
         known = [name for name in names if name in {node.op_type for node in proto.graph.node}]
@@ -110,6 +127,7 @@ def _import(model: bytes) -> Any:
 def _clean_up(module: Any) -> Any:
     return tvm.ir.transform.Sequential(
         [
+            relax.transform.DecomposeOpsForInference(),
             relax.transform.CanonicalizeBindings(),
             relax.transform.ConvertToDataflow(),
             relax.transform.DeadCodeElimination(),
@@ -117,7 +135,7 @@ def _clean_up(module: Any) -> Any:
     )(module)
 
 
-def _flatten(function: Any) -> Tensors:
+def _flatten(function: Any, module: Any) -> Tensors:
     constants: dict[str, np.ndarray] = {}
     operations: list[Operation] = []
     names: dict[Any, str] = {function.params[0]: "input"}
@@ -142,14 +160,19 @@ def _flatten(function: Any) -> Tensors:
                 continue
             kind, arguments = _operator(value)
             operands = tuple(name_of(one) for one in arguments)
+            if not isinstance(binding.var.ty, relax.TensorType):
+                raise ModelError(
+                    f"the model uses an unsupported operator: {kind} (it has several results)"
+                )
             shape = _shape(binding.var)
             output = f"value{len(names)}"
             names[binding.var] = output
             if all(one in constants for one in operands):
                 constants[output] = _fold(kind, [constants[one] for one in operands], value, shape)
             else:
+                source = RelaxCall(value, module, operands)
                 attributes = _attributes(value)
-                operations.append(Operation(kind, operands, output, shape, attributes))
+                operations.append(Operation(kind, operands, output, shape, attributes, source))
     parameter = function.params[0]
     return Tensors(
         tuple(operations), constants, "input", _shape(parameter), names[function.body.body]
@@ -161,11 +184,13 @@ def _operator(call: Any) -> tuple[str, list[Any]]:
     name = getattr(call.op, "name", None)
     if name == "relax.call_tir":  # Relax's importer writes Clip as TE functions named after topi's
         kind = str(call.args[0].name_hint).rstrip("0123456789")
-        if kind in ("maximum", "minimum"):
-            return kind, list(call.args[1].fields)
+        return kind, list(call.args[1].fields)
     if name is None or name.startswith("relax.call"):
         raise ModelError(f"the model has an unsupported construct: {str(call)[:80]}")
-    tensors = [one for one in call.args if _is_tensor(one)]
+    tensors: list[Any] = []
+    for argument in call.args:
+        parts = argument.fields if isinstance(argument, relax.Tuple) else [argument]
+        tensors += [one for one in parts if _is_tensor(one)]
     return name.removeprefix("relax.").removeprefix("nn."), tensors
 
 

@@ -66,7 +66,7 @@ def _link_in_folder(
             shutil.copyfile(path, folder / f"kernel{number:04d}.o")
         units = [file for file in sources if file.endswith(".c")]
         kernels = [f"kernel{number:04d}.o" for number in range(len(objects))]
-        command = [*compiler, *FLAGS, *flags, "-o", OUTPUT, *units, *kernels, "-ldl"]
+        command = [*compiler, *FLAGS, *flags, "-o", OUTPUT, *units, *kernels, "-ldl", "-lm"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode:
             lines = result.stderr.strip().splitlines() or ["no message"]

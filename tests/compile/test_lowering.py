@@ -138,87 +138,17 @@ class Function(nn.Module):
 @pytest.mark.parametrize(
     ("function", "named"),
     [
-        (lambda x: torch.tanh(x).mean((2, 3)), "tanh"),
-        (lambda x: nn.functional.max_pool2d(x, 2).mean((2, 3)), "max_pool"),
-        (lambda x: torch.cat((x, x), 1).mean((2, 3)), "concat"),
-        (lambda x: torch.erf(x).mean((2, 3)), "erf"),
-        (lambda x: nn.functional.softmax(x.mean((2, 3)), 1), "softmax"),
-        (lambda x: nn.functional.leaky_relu(x, 0.1).mean((2, 3)), "leaky_?relu"),
-        (lambda x: (x * x).mean((2, 3)), "multiply"),
-        (lambda x: x.mean(2).mean(2), "mean"),
-        (lambda x: x.flatten(1), "spatial"),
-        (lambda x: (x + torch.arange(8.0)).mean((2, 3)), "add"),  # along the width
-        (lambda x: (x + torch.arange(8.0)[:, None]).mean((2, 3)), "add"),
-        (lambda x: (x.mean((2, 3), keepdim=True) + x).mean((2, 3)), "add"),
-        (lambda x: (x - 1).mean((2, 3)), "subtract"),
-        (lambda x: x.transpose(1, 2).mean((2, 3)), "permute_dims|transpose"),
-        (lambda x: (x + 1).clamp(0, 3).mean((2, 3)), "clip|minimum|maximum"),
+        (lambda x: x.argmax(1).float().mean((1, 2)), "argmax"),
+        (lambda x: torch.where(x > 0, x, x * 2).mean((2, 3)), "greater|where"),
+        (lambda x: x.double().mean((2, 3)), "astype|float64"),
+        (lambda x: torch.cat(x.split(3, 1)[:2], 1).mean((2, 3)), "split"),
+        (lambda x: torch.topk(x.mean((2, 3)), 4)[0], "topk"),
     ],
 )
 def test_unsupported_operators_are_named(function: Callable[[Tensor], Tensor], named: str) -> None:
-    model = export_onnx(Function(function), 8)
-    with pytest.raises(ModelError, match=f"(?i)(unsupported|no kernel).*({named})") as caught:
-        lower_onnx(model)
+    with pytest.raises(ModelError, match=f"(?i)unsupported.*({named})") as caught:
+        lower_onnx(export_onnx(Function(function), 8))
     one_line(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("conv", "named"),
-    [
-        (nn.Conv2d(8, 8, 3, groups=2), "2 groups"),
-        (nn.Conv2d(8, 16, 3, groups=8), "8 groups"),
-        (nn.Conv2d(8, 8, (1, 3)), "square"),
-        (nn.Conv2d(8, 8, 3, padding=(0, 1)), "square"),
-        (nn.Conv2d(8, 8, 3, stride=(1, 2)), "square"),
-        (nn.Conv2d(8, 8, 3, dilation=2), "dilation"),
-        (nn.ConvTranspose2d(8, 8, 3), "conv2d_transpose|ConvTranspose"),
-    ],
-)
-def test_unsupported_convolutions_are_named(conv: nn.Module, named: str) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(ModelError, match=named) as caught:
-        lower_onnx(export_onnx(network, 12))
-    one_line(caught.value)
-
-
-def test_depthwise_on_the_input_is_refused() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(ModelError, match="network input"):
-        lower_onnx(export_onnx(network, 12))
-
-
-def test_a_network_without_a_convolution_is_refused() -> None:
-    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
-    with pytest.raises(ModelError, match="start with"):
-        lower_onnx(export_onnx(network, 12))
-
-
-def test_a_shortcut_of_another_size_is_refused() -> None:
-    class Broadcast(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(3, 8, 3)
-            self.gate = nn.Conv2d(8, 8, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.stem(x)
-            return torch.add(self.gate(y.mean((2, 3), keepdim=True)), y).mean((2, 3))
-
-    with pytest.raises(ModelError, match="add"):
-        lower_onnx(export_onnx(Broadcast(), 8))
-
-
-def test_a_gate_from_the_input_is_refused() -> None:
-    class Gated(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = nn.Conv2d(3, 3, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.mul(x, self.stem(x))
-
-    with pytest.raises(ModelError, match="input"):
-        lower_onnx(export_onnx(Gated(), 1))
 
 
 def test_biases_in_any_shape_are_taken_in(tmp_path: Path) -> None:

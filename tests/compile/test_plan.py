@@ -42,6 +42,7 @@ def check_plan(graph: KernelGraph) -> None:
     for index, (call, (source, _, _, other, output)) in enumerate(
         zip(graph.calls, arguments, strict=True)
     ):
+        assert isinstance(call, KernelCall)
         for name, argument in ((call.input, source), (call.other, other)):
             if name is not None and name != INPUT:
                 assert offset(argument, "m") == place[name]
@@ -126,6 +127,7 @@ def test_weights_and_biases_are_aligned_and_where_the_source_says() -> None:
     block = np.frombuffer(plan.weights, np.float32)
     ends = [0]
     for call, (_, weights, bias, *_) in zip(graph.calls, calls_of(plan.source), strict=True):
+        assert isinstance(call, KernelCall)
         if call.weights is None:
             assert (weights, bias) == ("0", "0")
             continue

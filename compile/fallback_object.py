@@ -1,0 +1,100 @@
+"""From a fallback kernel to an object file: the whole pass list, in one place.
+
+    1. read       the loop nest's text
+    2. lower      stages and their reductions become plain loops
+    3. pointers   parameters become pointers: a C function, as those of the templates
+    4. simplify   flat buffers, 32-bit indices, intrinsics of the target
+    5. LLVM       machine code, written as a relocatable object file
+
+As in `compile/codegen`, the packed-function wrapper and TVM's allocator are left out of the list,
+so that the object references no TVM runtime; at most the C library's mathematics.
+"""
+
+import hashlib
+import tempfile
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+
+from bignas.compile.codegen import compiler_version
+from bignas.compile.fallback import FallbackKernel
+from bignas.device_db.errors import ToolchainError
+from bignas.device_db.records import Target
+
+__all__ = ["build_fallback", "fallback_hash"]
+
+
+@lru_cache(maxsize=1)
+def fallback_hash() -> str:
+    """Return the hash of what decides a fallback's machine code but the kernel and the target."""
+    digest = hashlib.sha256(compiler_version().encode())
+    digest.update(resources.files("bignas.compile").joinpath("fallback_object.py").read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build_fallback(kernel: FallbackKernel, target: Target) -> bytes:
+    """Return the object file of a fallback kernel.
+
+    Raises:
+        ToolchainError: LLVM refuses the target or the code.
+    """
+    try:
+        tvm_target = tvm.target.Target(target.to_tvm())
+        function = tvm.script.from_source(kernel.code)["main"]
+        function = function.with_attr({"global_symbol": kernel.symbol, "tirx.noalias": True})
+        module = _loops()(tvm.IRModule({kernel.symbol: function}))
+        module = tvm.IRModule({kernel.symbol: _with_pointers(module[kernel.symbol])})
+        module = _passes(tvm_target)(module)
+        library = tvm.get_global_func("target.build.llvm")(module, tvm_target)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "kernel.o"
+            library.write_to_file(str(path), "o")
+            return path.read_bytes()
+    except (RuntimeError, ValueError, SyntaxError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ToolchainError(f"cannot build {kernel.key} for {target.cpu}: {reason}") from error
+
+
+def _loops() -> Any:
+    return tvm.ir.transform.Sequential(
+        [
+            s_tir.transform.CanonicalizeLoop(),
+            s_tir.transform.LowerInitBlock(),
+            s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+            s_tir.transform.ConvertBlocksToOpaque(),
+            s_tir.transform.CompactBufferAllocation(),
+            s_tir.transform.LowerMatchBuffer(),
+            s_tir.transform.LowerOpaqueBlock(),
+        ]
+    )
+
+
+def _with_pointers(function: Any) -> Any:
+    """Return a function of plain pointers instead of one of tensors."""
+    kind = tvm.ir.PointerType(tvm.ir.PrimType("float32"), "global")
+    pointers = [tirx.Var(f"pointer{index}", kind) for index in range(len(function.params))]
+    views = [
+        tirx.DeclBuffer(one, data=pointer)
+        for one, pointer in zip(function.params, pointers, strict=True)
+    ]
+    body = tirx.SeqStmt([*views, function.body])
+    return tirx.PrimFunc(pointers, body, None, function.attrs)
+
+
+def _passes(target: Any) -> Any:
+    return tvm.ir.transform.Sequential(
+        [
+            tirx.transform.BindTarget(target),
+            tirx.transform.FlattenBuffer(),
+            tirx.transform.NarrowDataType(32),
+            tirx.transform.VectorizeLoop(),
+            tirx.transform.UnrollLoop(),
+            tirx.transform.StmtSimplify(),
+            tirx.transform.RemoveNoOp(),
+            tirx.transform.LowerIntrin(),
+        ]
+    )
