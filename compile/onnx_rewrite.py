@@ -1,6 +1,7 @@
 """ONNX -> ONNX before the import: what Relax's importer does not read, or reads as a loop nest.
 
-1. Sizes that are computed from constants (torch writes those of a Pad so) become constants.
+1. Sizes that are computed from constants or fixed shapes (torch writes those of a Pad or of halves
+   so) become constants.
 2. A Pad of zeros in front of a convolution, as exporters of other frameworks write the asymmetric
    padding of a strided one, becomes the convolution's padding.
 """
@@ -22,7 +23,7 @@ def simplify(model: Any) -> Any:
     """Return the model with sizes and padding as described above; the argument is not changed."""
     simple = onnx.ModelProto()
     simple.CopyFrom(model)
-    if any(node.op_type == "Pad" for node in simple.graph.node):
+    if any(node.op_type in ("Pad", "Shape") for node in simple.graph.node):
         constants = _fold_sizes(simple)
         _merge_padding(simple.graph, constants)
     return simple
@@ -34,13 +35,16 @@ def _fold_sizes(model: Any) -> dict[str, np.ndarray]:
     opsets = {one.domain: one.version for one in model.opset_import}
     small = (one for one in graph.initializer if math.prod(one.dims) <= MOST_SIZES)
     constants = {one.name: onnx.numpy_helper.to_array(one) for one in small}
+    shapes = _fixed_shapes(model)
     for node in list(graph.node):
-        known = all(not name or name in constants for name in node.input)
+        feeds = {name: constants[name] for name in node.input if name in constants}
+        if node.op_type == "Shape" and node.input[0] in shapes:
+            feeds = {node.input[0]: np.broadcast_to(np.float32(0), shapes[node.input[0]])}
+        known = all(not name or name in feeds for name in node.input)
         if not known or any(one.HasField("g") for one in node.attribute):
             continue
         if len(node.output) != 1 or (not node.input and node.op_type != "Constant"):
             continue
-        feeds = {name: constants[name] for name in node.input if name}
         results: Any = ReferenceEvaluator(node, opsets=opsets).run(None, feeds)
         value = np.asarray(results[0])
         if value.size > MOST_SIZES:
@@ -50,6 +54,17 @@ def _fold_sizes(model: Any) -> dict[str, np.ndarray]:
             graph.node.remove(node)
             graph.initializer.append(onnx.numpy_helper.from_array(value, node.output[0]))
     return constants
+
+
+def _fixed_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each value whose dimensions are all known."""
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes: dict[str, tuple[int, ...]] = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        sizes = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(one.dim_value > 0 for one in sizes):
+            shapes[value.name] = tuple(one.dim_value for one in sizes)
+    return shapes
 
 
 def _merge_padding(graph: Any, constants: dict[str, np.ndarray]) -> None:
