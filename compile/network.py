@@ -17,7 +17,7 @@ from bignas.compile.workload import workloads
 from bignas.device_db.records import Operator, Workload
 from bignas.supernet.space import Architecture, SearchSpace
 
-__all__ = ["CompiledNetwork", "build_network", "graph_with_random_weights"]
+__all__ = ["CompiledNetwork", "build_network", "graph_with_random_weights", "network_sources"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,14 @@ class CompiledNetwork:
     """A linked network: the library's bytes, and what went into it.
 
     There is one schedule a call, and none where the call is a fallback.
+    `objects` are the kernels' files in the cache, each once, in the order of their first call.
     """
 
     library: bytes
     graph: KernelGraph
     schedules: tuple[Schedule | None, ...]
     plan: Plan
+    objects: tuple[Path, ...]
 
 
 def build_network(
@@ -53,15 +55,20 @@ def build_network(
         elif schedule is not None:
             symbol = symbol_of(call.workload, schedule)
             objects[symbol] = cache.path(call.workload, schedule)
+    files = tuple(objects.values())
+    library = link_shared_library(network_sources(plan), files, cache.target)
+    return CompiledNetwork(library, graph, chosen, plan, files)
+
+
+def network_sources(plan: Plan) -> dict[str, bytes]:
+    """Return the files that a network's library is compiled from, by name; kernels apart."""
     runner = resources.files("bignas.compile.runner")
-    sources = {
+    return {
         "network.c": plan.source.encode(),
         "runtime.c": runner.joinpath("runtime.c").read_bytes(),
         "bignas.h": runner.joinpath("bignas.h").read_bytes(),
         "weights.bin": plan.weights,
     }
-    library = link_shared_library(sources, tuple(objects.values()), cache.target)
-    return CompiledNetwork(library, graph, chosen, plan)
 
 
 def graph_with_random_weights(

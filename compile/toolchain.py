@@ -1,25 +1,66 @@
-"""The C compiler of the machine, which links kernels to shared libraries.
+"""The C compiler that links kernels: the machine's own, or a cross compiler of another architecture.
+
+A cross compiler is Debian's, or the one in the Python package `ziglang`, whichever is installed.
 
 Linking happens in a folder of its own with relative names, without time stamps or build ids, so
 that the same inputs give the same bytes.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bignas.device_db.errors import ToolchainError
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Target
+from bignas.device_db.records import MachineArchitecture, Target
 
-__all__ = ["link_program", "link_shared_library"]
+__all__ = ["link_program", "link_shared_library", "link_standalone"]
 
 FLAGS = ("-O2", "-fPIC", "-std=c11", "-s", "-Wl,--build-id=none")
 SHARED_FLAGS = ("-shared", "-Wl,--as-needed", "-Wl,-z,noexecstack")
+LIBRARIES = ("-ldl", "-lm")
+# no C library: a program that runs in an empty file system
+STANDALONE_FLAGS = (
+    "-static",
+    "-nostdlib",
+    "-ffreestanding",
+    "-fno-stack-protector",
+    "-fno-asynchronous-unwind-tables",
+    "-Wl,-z,noexecstack",
+)
 OUTPUT = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class CrossCompiler:
+    """Debian's cross compiler, the package that brings it, and zig's name of the same target."""
+
+    command: str
+    package: str
+    zig_target: str
+
+
+CROSS_COMPILERS: Mapping[MachineArchitecture, CrossCompiler] = {
+    MachineArchitecture.X86_64: CrossCompiler(
+        "x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu", "x86_64-linux-gnu"
+    ),
+    MachineArchitecture.AARCH64: CrossCompiler(
+        "aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu", "aarch64-linux-gnu"
+    ),
+    MachineArchitecture.ARM: CrossCompiler(
+        "arm-linux-gnueabihf-gcc", "gcc-arm-linux-gnueabihf", "arm-linux-gnueabihf"
+    ),
+    MachineArchitecture.RISCV64: CrossCompiler(
+        "riscv64-linux-gnu-gcc", "gcc-riscv64-linux-gnu", "riscv64-linux-gnu"
+    ),
+}
+ZIG = "ziglang"
 
 
 def link_shared_library(
@@ -30,24 +71,39 @@ def link_shared_library(
     Raises:
         ToolchainError: no compiler for the target, or it failed.
     """
-    return _link(sources, objects, target, SHARED_FLAGS)
+    return _link(sources, objects, target, SHARED_FLAGS, LIBRARIES)
 
 
 def link_program(sources: Mapping[str, bytes], target: Target) -> bytes:
-    """Compile C sources to a program and return its bytes.
+    """Compile C sources to a program that uses the C library, and return its bytes.
 
     Raises:
         ToolchainError: no compiler for the target, or it failed.
     """
-    return _link(sources, (), target, ())
+    return _link(sources, (), target, (), LIBRARIES)
+
+
+def link_standalone(
+    sources: Mapping[str, bytes], objects: Sequence[Path], target: Target
+) -> bytes:
+    """Compile C sources and link them with objects to a program that needs no C library.
+
+    Raises:
+        ToolchainError: no compiler for the target, or it failed.
+    """
+    return _link(sources, objects, target, STANDALONE_FLAGS, ())
 
 
 def _link(
-    sources: Mapping[str, bytes], objects: Sequence[Path], target: Target, flags: Sequence[str]
+    sources: Mapping[str, bytes],
+    objects: Sequence[Path],
+    target: Target,
+    flags: Sequence[str],
+    libraries: Sequence[str],
 ) -> bytes:
     compiler = _compiler(target)
     try:
-        return _link_in_folder(compiler, sources, objects, flags)
+        return _link_in_folder(compiler, sources, objects, flags, libraries)
     except OSError as error:
         raise ToolchainError(f"linking failed: {error.strerror or error}") from error
 
@@ -57,6 +113,7 @@ def _link_in_folder(
     sources: Mapping[str, bytes],
     objects: Sequence[Path],
     flags: Sequence[str],
+    libraries: Sequence[str],
 ) -> bytes:
     with tempfile.TemporaryDirectory(prefix="bignas-link-") as name:
         folder = Path(name)
@@ -66,7 +123,7 @@ def _link_in_folder(
             shutil.copyfile(path, folder / f"kernel{number:04d}.o")
         units = [file for file in sources if file.endswith(".c")]
         kernels = [f"kernel{number:04d}.o" for number in range(len(objects))]
-        command = [*compiler, *FLAGS, *flags, "-o", OUTPUT, *units, *kernels, "-ldl", "-lm"]
+        command = [*compiler, *FLAGS, *flags, "-o", OUTPUT, *units, *kernels, *libraries]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode:
             lines = result.stderr.strip().splitlines() or ["no message"]
@@ -77,10 +134,7 @@ def _link_in_folder(
 
 def _compiler(target: Target) -> list[str]:
     if target.architecture is not probe_local().target.architecture:
-        raise ToolchainError(
-            f"no linker for {target.triple} on this machine; bundles are linked on their own"
-            " architecture"
-        )
+        return _cross_compiler(target)
     name, *options = os.environ.get("CC", "").split() or ["cc"]
     path = shutil.which(name)
     if path is None:
@@ -89,3 +143,18 @@ def _compiler(target: Target) -> list[str]:
             " or set CC"
         )
     return [path, *options]
+
+
+def _cross_compiler(target: Target) -> list[str]:
+    if "linux" not in target.triple:
+        raise ToolchainError(f"no linker for {target.triple}: bundles are for Linux")
+    cross = CROSS_COMPILERS[target.architecture]
+    path = shutil.which(cross.command)
+    if path is not None:
+        return [path]
+    if importlib.util.find_spec(ZIG) is not None:
+        return [sys.executable, "-m", ZIG, "cc", "-target", cross.zig_target]
+    raise ToolchainError(
+        f"no linker for {target.architecture} on this machine; install a cross compiler"
+        f" (Debian: apt-get install {cross.package}, or pip install {ZIG})"
+    )

@@ -1,0 +1,59 @@
+"""The native runner of a bundle: one static program that checks, measures and runs the network.
+
+It links no C library and needs no file but the golden ones, so it runs in an empty file system.
+"""
+
+from importlib import resources
+
+from bignas.compile.cpu_features import required_features
+from bignas.compile.network import CompiledNetwork, network_sources
+from bignas.compile.toolchain import link_standalone
+from bignas.device_db.errors import ToolchainError
+from bignas.device_db.records import Device, MachineArchitecture
+
+__all__ = ["build_runner"]
+
+_SETTINGS = "settings.c"
+_SUPPORTED = (
+    MachineArchitecture.X86_64,
+    MachineArchitecture.AARCH64,
+    MachineArchitecture.RISCV64,
+)
+
+
+def build_runner(network: CompiledNetwork, device: Device, tolerance: float) -> bytes:
+    """Return the program; `tolerance` is the allowed error of its self-check.
+
+    Raises:
+        ToolchainError: an architecture that the runner is not written for, or no compiler for it.
+    """
+    architecture = device.target.architecture
+    if architecture not in _SUPPORTED or "linux" not in device.target.triple:
+        known = ", ".join(_SUPPORTED)
+        raise ToolchainError(
+            f"no native runner for {device.target.triple}: it is written for Linux on {known}"
+        )
+    folder = resources.files("bignas.compile.runner")
+    sources = {
+        one.name: one.read_bytes()
+        for one in sorted(folder.iterdir(), key=lambda one: one.name)
+        if one.name.endswith((".c", ".h"))
+    }
+    sources |= network_sources(network.plan)
+    sources[_SETTINGS] = _settings(device, tolerance).encode()
+    return link_standalone(sources, network.objects, device.target)
+
+
+def _settings(device: Device, tolerance: float) -> str:
+    features = "".join(f'"{name}", ' for name in required_features(device.target))
+    return f"""/* Settings of one bundle. */
+#include "settings.h"
+
+#include <stddef.h>
+
+const char *const settings_device = "{device.name}";
+const char *const settings_processor = "{device.target.cpu}";
+const int settings_threads = {device.threads};
+const char *const settings_features[] = {{{features}NULL}};
+const double settings_tolerance = {tolerance!r};
+"""
