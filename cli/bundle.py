@@ -21,7 +21,8 @@ bundle_argument = click.argument("path", metavar="BUNDLE", type=PATH)
 def verify(output: Output, path: Path) -> None:
     """Check a bundle against the outputs it was shipped with.
 
-    First every file is compared with its hash. Exit code 1 when the outputs differ.
+    First every file is compared with its hash. A bundle for another processor family checks itself
+    under qemu, where that is installed. Exit code 1 when the outputs differ.
     """
     from bignas.compile.bundle import Bundle
     from bignas.compile.bundle import verify as verify_bundle
@@ -33,12 +34,14 @@ def verify(output: Output, path: Path) -> None:
             "max_abs_error": result.max_abs_error,
             "top1_agreement": result.top1_agreement,
             "images": result.images,
+            "emulated": result.emulated,
         },
         facts(
             {
                 "verified": "yes" if result.ok else "NO: the outputs differ",
                 "largest error": f"{result.max_abs_error:.2e}",
                 "same class": f"{percent(result.top1_agreement)} of {result.images} images",
+                "run by": "an emulator" if result.emulated else "this processor",
             }
         ),
     )

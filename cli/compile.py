@@ -54,7 +54,8 @@ def compile_(
     """Compile a child of a supernet, or an ONNX model.
 
     The bundle holds the binary, the ONNX model, and inputs with their outputs to check itself with.
-    Kernels that were never measured on the device are tuned on the way.
+    Kernels that were never measured on the device are tuned on the way. For a device of another
+    processor family they cannot be: those get the best guess, and the manifest says so.
     """
     is_onnx = source.lower().endswith(ONNX_SUFFIX)
     if is_onnx and (architectures or data_name is not None):
@@ -62,7 +63,11 @@ def compile_(
     if not is_onnx and (not architectures or data_name is None):
         raise click.UsageError("A checkpoint needs --arch and --data.")
 
-    from bignas.cli.inputs import read_one_architecture, require_bundle_place, require_measurable
+    from bignas.cli.inputs import (
+        read_one_architecture,
+        require_bundle_place,
+        require_compilable,
+    )
     from bignas.compile.objects import ObjectCache
     from bignas.device_db.store import Store
     from bignas.search.deliver import deliver_child, deliver_onnx
@@ -72,7 +77,7 @@ def compile_(
     require_bundle_place(out)
     with Store.open() as store:
         device = store.device(device_name)
-        require_measurable(device)
+        require_compilable(device)
         cache = ObjectCache(device.target)
         if data_name is None:
             bundle = deliver_onnx(Path(source), device, store, cache, out)
@@ -86,7 +91,19 @@ def compile_(
             )
             if missing:
                 output.note(f"the bundle states no predicted latency: {missing}")
+    untuned = _untuned(bundle)
+    if untuned:
+        output.note(
+            f"{untuned} of {len(bundle.manifest.kernels)} kernels are untuned: {device.name!r}"
+            " cannot be measured on this machine"
+        )
     _show(output, bundle)
+
+
+def _untuned(bundle: "Bundle") -> int:
+    from bignas.compile.manifest import ScheduleSource
+
+    return sum(one.source is ScheduleSource.UNTUNED for one in bundle.manifest.kernels)
 
 
 def _predictor(space: "SearchSpace", device: "Device") -> "tuple[LatencyPredictor | None, str]":
@@ -109,6 +126,7 @@ def _show(output: Output, bundle: "Bundle") -> None:
         "threads": manifest.threads,
         "kernels": len(manifest.kernels),
         "fallbacks": list(manifest.fallbacks),
+        "untuned": _untuned(bundle),
         "macs": manifest.macs,
         "weights_bytes": manifest.weights_bytes,
         "workspace_bytes": manifest.workspace_bytes,

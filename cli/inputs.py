@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bignas.compile.bundle import MANIFEST
+from bignas.compile.emulator import is_foreign
 from bignas.device_db.errors import ArchitectureError, InputError, OutputError, TargetError
 from bignas.device_db.files import require_writable
 from bignas.device_db.probe import probe_local
@@ -21,6 +22,7 @@ __all__ = [
     "read_images",
     "read_one_architecture",
     "require_bundle_place",
+    "require_compilable",
     "require_file_place",
     "require_folder_place",
     "require_measurable",
@@ -143,6 +145,21 @@ def require_measurable(device: Device) -> None:
             f" ({here.target.cpu}) lacks: {advice}"
         )
     require_one_thread(device.name, device.threads)
+
+
+def require_compilable(device: Device) -> None:
+    """Make sure that a bundle can be made for a device, measured or not.
+
+    One of another processor family is compiled for unmeasured; one of this family is expected to
+    be tuned.
+
+    Raises:
+        TargetError: it uses several threads, or is of this machine's family and not measurable.
+    """
+    if is_foreign(device.target):
+        require_one_thread(device.name, device.threads)
+    else:
+        require_measurable(device)
 
 
 def require_one_thread(device: str, threads: int) -> None:

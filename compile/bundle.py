@@ -1,12 +1,14 @@
-"""A bundle: the folder that ships. Library, ONNX model, golden inputs and outputs, manifest.
+"""A bundle: the folder that ships. Runner, library, ONNX model, golden values, manifest.
 
     manifest.json         hashes of all other files, architecture, target, kernels, latencies
-    model.so, bignas.h    the network, and the C interface of it
+    run                   the network as a program: checks itself, measures, runs on files
+    model.so, bignas.h    the network as a library, and the C interface of it
     model.onnx            the same network for any other engine
     golden_inputs.npy     preprocessed images, and what ONNX Runtime answers to them
     golden_outputs.npy
 
-Everything that `verify`, `bench` and `run` need is in the folder.
+Everything that `verify`, `bench` and `run` need is in the folder. A bundle for another processor
+family is verified by its own runner under an emulator; its latency is not measured there.
 """
 
 import dataclasses
@@ -20,10 +22,12 @@ from typing import Any
 import numpy as np
 
 from bignas.compile.codegen import code_hash, compiler_version
+from bignas.compile.emulator import emulated_self_check, is_foreign
 from bignas.compile.fallback import FALLBACK
 from bignas.compile.graph import Call, FallbackCall
 from bignas.compile.library import NetworkLibrary
-from bignas.compile.manifest import FileEntry, KernelEntry, Latency, Manifest
+from bignas.compile.manifest import FileEntry, KernelEntry, Latency, Manifest, ScheduleSource
+from bignas.compile.native import build_runner
 from bignas.compile.network import CompiledNetwork
 from bignas.compile.onnx_export import INPUT_NAME, OUTPUT_NAME, run_onnx
 from bignas.compile.schedule import Schedule
@@ -35,12 +39,13 @@ from bignas.device_db.records import Device, Target, Workload
 __all__ = ["Bundle", "BundleContents", "Verification", "record_measured", "verify", "write_bundle"]
 
 MANIFEST = "manifest.json"
+RUNNER = "run"
 LIBRARY = "model.so"
 HEADER = "bignas.h"
 ONNX = "model.onnx"
 GOLDEN_INPUTS = "golden_inputs.npy"
 GOLDEN_OUTPUTS = "golden_outputs.npy"
-FILES = (LIBRARY, HEADER, ONNX, GOLDEN_INPUTS, GOLDEN_OUTPUTS)
+FILES = (RUNNER, LIBRARY, HEADER, ONNX, GOLDEN_INPUTS, GOLDEN_OUTPUTS)
 TOLERANCE = 1e-4  # of the largest golden output; float32 sums in another order differ by less
 
 
@@ -140,20 +145,32 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """How the binary's outputs compare with the golden ones; `top1_agreement` is from 0 to 1."""
+    """How the binary's outputs compare with the golden ones; `top1_agreement` is from 0 to 1.
+
+    `emulated` tells that an emulator ran the binary: numerics are proven, latency is not.
+    """
 
     ok: bool
     max_abs_error: float
     top1_agreement: float
     images: int
+    emulated: bool = False
 
 
 def verify(bundle: Bundle) -> Verification:
     """Check every hash, then run the golden inputs and compare.
 
+    The library runs in this process; a bundle for another processor family checks itself under an
+    emulator of single programs, where one is installed.
+
     Raises:
         BundleError: a damaged bundle, or one that this machine cannot run.
+        VerificationError: the emulated program crashed.
     """
+    target = Target.from_dict(bundle.manifest.target)
+    if is_foreign(target):
+        bundle.check_files()
+        return Verification(*emulated_self_check(bundle.path / RUNNER, target), emulated=True)
     library = bundle.open_library()
     inputs, expected = bundle.golden()
     outputs = library.run(inputs)
@@ -173,10 +190,12 @@ def write_bundle(path: Path, contents: BundleContents) -> Bundle:
 
     Raises:
         OutputError: the folder cannot be written.
+        ToolchainError: the runner cannot be linked.
     """
     outputs = run_onnx(contents.onnx_model, contents.golden_inputs)
     header = resources.files("bignas.compile.runner").joinpath(HEADER).read_bytes()
     files = {
+        RUNNER: build_runner(contents.network, contents.device, TOLERANCE),
         LIBRARY: contents.network.library,
         HEADER: header,
         ONNX: contents.onnx_model,
@@ -186,6 +205,7 @@ def write_bundle(path: Path, contents: BundleContents) -> Bundle:
     with atomic_folder(path) as folder:
         for name, data in files.items():
             write_atomically(folder / name, data)
+        _make_executable(folder / RUNNER)
         entries = {
             name: FileEntry(sha256_of(folder / name), len(data)) for name, data in files.items()
         }
@@ -251,8 +271,16 @@ def _kernel_entry(
 ) -> KernelEntry:
     if isinstance(call, FallbackCall) or schedule is None:
         key = call.kernel.key if isinstance(call, FallbackCall) else call.workload.key
-        return KernelEntry(key, FALLBACK, None)
-    return KernelEntry(call.workload.key, schedule.to_text(), table.get(call.workload))
+        return KernelEntry(key, FALLBACK, None, ScheduleSource.FALLBACK)
+    source = ScheduleSource.TUNED if call.workload in table else ScheduleSource.UNTUNED
+    latency_us = table.get(call.workload)
+    return KernelEntry(call.workload.key, schedule.to_text(), latency_us, source)
+
+
+def _make_executable(path: Path) -> None:
+    """Whoever may read the file may run it."""
+    mode = path.stat().st_mode
+    path.chmod(mode | (mode & 0o444) >> 2)
 
 
 def _array_bytes(values: np.ndarray) -> bytes:

@@ -7,15 +7,24 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Self
 
 from bignas.compile.fallback import FALLBACK
 from bignas.device_db.errors import BundleError
 
-__all__ = ["FORMAT_VERSION", "FileEntry", "KernelEntry", "Latency", "Manifest"]
+__all__ = ["FORMAT_VERSION", "FileEntry", "KernelEntry", "Latency", "Manifest", "ScheduleSource"]
 
-FORMAT_VERSION = 1
-# History: 1 first version.
+FORMAT_VERSION = 2
+# History: 1 first version; 2 native runner among the files, source of each kernel's schedule.
+
+
+class ScheduleSource(StrEnum):
+    """Where a kernel's schedule comes from."""
+
+    TUNED = "tuned"  # the fastest of those measured on the device
+    FALLBACK = "fallback"  # TVM's own loop nest: there is no template for the operator
+    UNTUNED = "untuned"  # the model's best guess: the device could not be measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,7 @@ class KernelEntry:
     workload: str
     schedule: str
     latency_us: float | None
+    source: ScheduleSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +120,22 @@ class Manifest:
         if claimed != _hash({"format_version": version, **content}):
             raise BundleError("manifest.json was changed after it was written: its hash differs")
         try:
-            content["kernels"] = tuple(KernelEntry(**entry) for entry in content["kernels"])
+            content["kernels"] = tuple(_kernel(entry) for entry in content["kernels"])
             content["files"] = {
                 name: FileEntry(**entry) for name, entry in content["files"].items()
             }
             for key in ("predicted", "measured"):
                 content[key] = _latency(content[key])
             manifest = cls(**content)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise BundleError(f"manifest.json is damaged: {error}") from error
         if manifest.to_bytes() != data:
             raise BundleError("manifest.json was changed after it was written: its text differs")
         return manifest
+
+
+def _kernel(entry: dict[str, Any]) -> KernelEntry:
+    return KernelEntry(**{**entry, "source": ScheduleSource(entry["source"])})
 
 
 def _latency(entry: dict[str, Any] | None) -> Latency | None:

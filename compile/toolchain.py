@@ -1,4 +1,4 @@
-"""The C compiler that links kernels: the machine's own, or a cross compiler of another architecture.
+"""The C compiler that links kernels: the machine's own, or one for another processor family.
 
 A cross compiler is Debian's, or the one in the Python package `ziglang`, whichever is installed.
 
@@ -83,9 +83,7 @@ def link_program(sources: Mapping[str, bytes], target: Target) -> bytes:
     return _link(sources, (), target, (), LIBRARIES)
 
 
-def link_standalone(
-    sources: Mapping[str, bytes], objects: Sequence[Path], target: Target
-) -> bytes:
+def link_standalone(sources: Mapping[str, bytes], objects: Sequence[Path], target: Target) -> bytes:
     """Compile C sources and link them with objects to a program that needs no C library.
 
     Raises:

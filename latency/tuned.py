@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bignas.compile.codegen import code_hash
-from bignas.compile.schedule import Schedule
-from bignas.device_db.records import Measurement, Workload
+from bignas.compile.schedule import Schedule, candidates
+from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.kernel_model import KernelTable
 
-__all__ = ["TunedKernel", "kernel_table", "schedules_of", "tuned_kernels"]
+__all__ = ["TunedKernel", "kernel_table", "schedules_of", "schedules_or_guesses", "tuned_kernels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +62,16 @@ def kernel_table(store: Store, device: str) -> KernelTable:
 def schedules_of(kernels: Mapping[Workload, TunedKernel]) -> dict[Workload, Schedule]:
     """Return the schedule of each tuned kernel."""
     return {workload: entry.schedule for workload, entry in kernels.items()}
+
+
+def schedules_or_guesses(
+    workloads: Iterable[Workload], kernels: Mapping[Workload, TunedKernel], device: Device
+) -> dict[Workload, Schedule]:
+    """Return the schedule of each workload: the tuned one, else the model's best guess.
+
+    For devices that cannot be measured on this machine.
+    """
+    return {
+        one: kernels[one].schedule if one in kernels else candidates(one, device.target)[0]
+        for one in workloads
+    }

@@ -1,7 +1,8 @@
 """From an architecture to the bundle that ships: the one path, for children and for ONNX models.
 
 child -> calibrated -> ONNX -> fused kernels -> tuned kernels of the device -> linked -> bundle.
-Kernels that the device's table lacks are tuned on the way; everything else is looked up.
+Kernels that the device's table lacks are tuned on the way; everything else is looked up. A device
+of another processor family cannot be measured here: what its table lacks gets the best guess.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bignas.compile.bundle import Bundle, BundleContents, write_bundle
+from bignas.compile.emulator import is_foreign
 from bignas.compile.graph import KernelGraph
 from bignas.compile.lower import lower_onnx
 from bignas.compile.manifest import Latency
@@ -20,10 +22,10 @@ from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
 from bignas.compile.onnx_export import export_onnx, load_onnx
 from bignas.device_db.files import require_writable
-from bignas.device_db.records import Device, MeasurementKind
+from bignas.device_db.records import Device, MeasurementKind, Workload
 from bignas.device_db.store import Store
 from bignas.latency.predictor import LatencyPredictor
-from bignas.latency.tuned import schedules_of
+from bignas.latency.tuned import TunedKernel, schedules_or_guesses, tuned_kernels
 from bignas.latency.tuning import ensure_tuned
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData, preprocess
@@ -148,8 +150,9 @@ def _deliver(
     graph: KernelGraph | None = None,
 ) -> Bundle:
     graph = graph or lower_onnx(model)
-    kernels = ensure_tuned(graph.workloads, device, store, cache)
-    network = build_network(graph, schedules_of(kernels), cache)
+    kernels = _kernels(graph, device, store, cache)
+    network = build_network(graph, schedules_or_guesses(graph.workloads, kernels, device), cache)
+    complete = all(one in kernels for one in graph.workloads)
     contents = BundleContents(
         name=name,
         network=network,
@@ -161,7 +164,15 @@ def _deliver(
         space_digest=space.digest if space else None,
         architecture=architecture.to_dict() if architecture else None,
         kernel_latency_us={one: entry.latency_us for one, entry in kernels.items()},
-        predicted=predicted,
+        predicted=predicted if complete else None,  # it is that of tuned kernels
         bignas_version=version("bignas"),
     )
     return write_bundle(out, contents)
+
+
+def _kernels(
+    graph: KernelGraph, device: Device, store: Store, cache: ObjectCache
+) -> dict[Workload, TunedKernel]:
+    if is_foreign(device.target):
+        return tuned_kernels(store, device.name)
+    return ensure_tuned(graph.workloads, device, store, cache)

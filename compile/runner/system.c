@@ -2,6 +2,8 @@
 #define _POSIX_C_SOURCE 199309L
 #include "system.h"
 
+#include "text.h"
+
 #include <asm/unistd.h>
 #include <linux/errno.h>
 #include <linux/fcntl.h>
@@ -89,7 +91,7 @@ enum {
     SIGNAL_CHILD = 17,
     FILE_TYPE = 0170000,
     REGULAR_FILE = 0100000,
-    LONGEST_PATH = 4096,
+    FOLDER = 0040000,
 };
 
 static const unsigned long *auxiliary;
@@ -170,23 +172,22 @@ static int write_at(const char *path, int flags, const void *data, size_t size) 
 }
 
 int system_write_file(const char *path, const void *data, size_t size) {
-    static const char suffix[] = ".tmp";
-    char temporary[LONGEST_PATH];
+    struct text temporary = {0};
     int type = type_at(path, NULL);
     if (type < 0 && type != -ENOENT) return -type;
-    if (type == (0040000)) return EISDIR;
+    if (type == FOLDER) return EISDIR;
     if (type >= 0 && type != REGULAR_FILE) return write_at(path, 0, data, size);
-    size_t length = 0;
-    for (; path[length]; length++) {
-        if (length + sizeof suffix >= sizeof temporary) return ENAMETOOLONG;
-        temporary[length] = path[length];
-    }
-    for (size_t i = 0; i < sizeof suffix; i++) temporary[length + i] = suffix[i];
-    int error = write_at(temporary, O_CREAT | O_TRUNC, data, size);
+    text_add(&temporary, path);
+    text_add(&temporary, ".");
+    text_add_integer(&temporary, (unsigned long long)call(__NR_getpid, 0, 0, 0, 0, 0, 0));
+    text_add(&temporary, ".tmp");
+    int error = write_at(temporary.characters, O_CREAT | O_EXCL, data, size);
+    if (error == EEXIST) return error;
     if (!error) {
-        error = (int)-call(__NR_renameat2, AT_FDCWD, (long)temporary, AT_FDCWD, (long)path, 0, 0);
+        error = (int)-call(__NR_renameat2, AT_FDCWD, (long)temporary.characters, AT_FDCWD, (long)path,
+                           0, 0);
     }
-    if (error) call(__NR_unlinkat, AT_FDCWD, (long)temporary, 0, 0, 0, 0);
+    if (error) call(__NR_unlinkat, AT_FDCWD, (long)temporary.characters, 0, 0, 0, 0);
     return error;
 }
 

@@ -12,7 +12,10 @@ from onnx import TensorProto, helper
 
 from bignas.compile import bundle as bundles
 from bignas.compile.bundle import Verification
+from bignas.device_db.presets import PRESETS
+from bignas.device_db.store import Store
 from tests.cli.helpers import refused, run, run_json
+from tests.compile.tools import FOREIGN, require_cross_tools
 
 
 def test_verify_tells_what_scripts_read(bundle: Path) -> None:
@@ -34,7 +37,9 @@ def test_differing_outputs_are_reported_and_fail(
     assert run("verify", bundle).exit_code == 1
 
 
-@pytest.mark.parametrize("name", ["model.so", "model.onnx", "golden_inputs.npy", "manifest.json"])
+@pytest.mark.parametrize(
+    "name", ["run", "model.so", "model.onnx", "golden_inputs.npy", "manifest.json"]
+)
 @pytest.mark.parametrize("command", ["verify", "bench", "run"])
 def test_a_damaged_bundle(name: str, command: str, bundle: Path) -> None:
     copy = Path("copy")
@@ -169,3 +174,30 @@ def test_a_compiled_child_and_its_onnx_model_are_bundles(checkpoint: Path) -> No
     onnx_made = run_json("compile", "made/model.onnx", "--out", "second")
     assert (onnx_made["arch"], onnx_made["kernels"]) == (None, made["kernels"])
     assert run_json("verify", "second")["ok"]
+
+
+def test_a_bundle_for_another_processor_family_is_made_unmeasured(checkpoint: Path) -> None:
+    require_cross_tools(PRESETS[FOREIGN[0]])
+    assert run("device", "add", "far", "--target", FOREIGN[0]).exit_code == 0
+    arguments = ("compile", checkpoint, "--arch", "smallest", "--data", "digits", "--out", "made")
+    result = run(*arguments, "--device", "far", "--json")
+    assert result.exit_code == 0
+    assert "kernels are untuned: 'far' cannot be measured" in result.stderr
+    made = json.loads(result.stdout)
+    assert made["untuned"] == made["kernels"]
+    assert (made["predicted_ms"], made["interval_ms"]) == (None, None)
+    verified = run_json("verify", "made")
+    assert (verified["ok"], verified["emulated"]) == (True, True)
+    assert "emulator" in run("verify", "made").stdout
+    assert "built for" in refused("bench", "made")
+    images = ("--input", "made/golden_inputs.npy", "--output", "y.npy")
+    assert "built for" in refused("run", "made", *images)
+    with Store.open() as store:
+        assert not list(store.kernel_measurements("far"))
+        assert not list(store.network_measurements("far"))
+    assert run("compile", "made/model.onnx", "--device", "far", "--out", "again").exit_code == 0
+
+
+def test_threads_of_another_processor_family_are_checked() -> None:
+    run("device", "add", "far", "--target", FOREIGN[0], "--threads", "4")
+    assert "4 threads" in refused("compile", "x.onnx", "--device", "far", "--out", "made")

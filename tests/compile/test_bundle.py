@@ -25,15 +25,13 @@ from bignas.compile.bundle import (
 from bignas.compile.library import NetworkLibrary, aligned_floats
 from bignas.compile.lower import lower_onnx
 from bignas.compile.manifest import FORMAT_VERSION, Latency, Manifest
-from bignas.compile.network import build_network
-from bignas.compile.objects import ObjectCache
 from bignas.compile.onnx_export import export_onnx
 from bignas.device_db.errors import BundleError, OutputError, ToolchainError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Device, MeasurementKind, Target, Workload
 from bignas.supernet.spaces import load_space
-from tests.compile.networks import compile_graph, first_schedules, specimen
+from tests.compile.networks import compile_graph, specimen
 
 SIDE = 24
 
@@ -369,10 +367,3 @@ def test_generated_sources_compile_without_warnings(
 ) -> None:
     monkeypatch.setenv("CC", "cc -Wall -Wextra -Werror")
     assert compile_graph(contents.network.graph).library
-
-
-def test_another_architecture_cannot_be_linked_here(contents: BundleContents) -> None:
-    foreign = PRESETS["riscv64-v" if probe_local().target.cpu != "generic-rv64" else "x86-64-v3"]
-    graph = contents.network.graph
-    with pytest.raises(ToolchainError, match="no linker"):
-        build_network(graph, first_schedules(graph, foreign), ObjectCache(foreign))

@@ -1,0 +1,43 @@
+"""Bundles of random children, for any target."""
+
+import dataclasses
+from pathlib import Path
+
+from bignas.compile.bundle import Bundle, BundleContents, write_bundle
+from bignas.compile.lower import lower_onnx
+from bignas.compile.network import build_network
+from bignas.compile.objects import ObjectCache
+from bignas.compile.onnx_export import export_onnx
+from bignas.device_db.presets import PRESETS
+from bignas.device_db.probe import probe_local
+from bignas.device_db.records import Device
+from bignas.supernet.space import Architecture
+from bignas.supernet.spaces import load_space
+from tests.compile.networks import first_schedules, specimen
+
+
+def device_of(preset: str | None) -> Device:
+    """Return a device with the target of a preset; None is this machine."""
+    here = probe_local()
+    if preset is None:
+        return here
+    return dataclasses.replace(here, name=preset, target=PRESETS[preset])
+
+
+def child_contents(
+    architecture: Architecture, preset: str | None = None, cache: Path | None = None
+) -> BundleContents:
+    """Return what the bundle of a child of `cifar` is written from; nothing is measured."""
+    device = device_of(preset)
+    sample = specimen(load_space("cifar"), architecture)
+    model = export_onnx(sample.child, architecture.resolution)
+    graph = lower_onnx(model)
+    schedules = first_schedules(graph, device.target)
+    network = build_network(graph, schedules, ObjectCache(device.target, cache))
+    images = sample.images.numpy()
+    return BundleContents("child", network, model, images, device, preprocessing={})
+
+
+def child_bundle(path: Path, architecture: Architecture, preset: str | None = None) -> Bundle:
+    """Write the bundle of a child of `cifar` with the best guess for each kernel."""
+    return write_bundle(path, child_contents(architecture, preset))
