@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from bignas.device_db.errors import ToolchainError
@@ -39,28 +40,46 @@ OUTPUT = "output"
 
 @dataclass(frozen=True, slots=True)
 class CrossCompiler:
-    """Debian's cross compiler, the package that brings it, and zig's name of the same target."""
+    """Debian's cross compiler, the package that brings it, and zig's names for the same target.
+
+    `zig_headers` are folders of zig's own C headers, which it does not search by itself when a
+    program links no C library.
+    """
 
     command: str
     package: str
     zig_target: str
+    zig_headers: tuple[str, ...]
 
 
 CROSS_COMPILERS: Mapping[MachineArchitecture, CrossCompiler] = {
     MachineArchitecture.X86_64: CrossCompiler(
-        "x86_64-linux-gnu-gcc", "gcc-x86-64-linux-gnu", "x86_64-linux-gnu"
+        "x86_64-linux-gnu-gcc",
+        "gcc-x86-64-linux-gnu",
+        "x86_64-linux-gnu",
+        ("x86_64-linux-musl", "x86-linux-musl", "x86-linux-any"),
     ),
     MachineArchitecture.AARCH64: CrossCompiler(
-        "aarch64-linux-gnu-gcc", "gcc-aarch64-linux-gnu", "aarch64-linux-gnu"
+        "aarch64-linux-gnu-gcc",
+        "gcc-aarch64-linux-gnu",
+        "aarch64-linux-gnu",
+        ("aarch64-linux-musl", "aarch64-linux-any"),
     ),
     MachineArchitecture.ARM: CrossCompiler(
-        "arm-linux-gnueabihf-gcc", "gcc-arm-linux-gnueabihf", "arm-linux-gnueabihf"
+        "arm-linux-gnueabihf-gcc",
+        "gcc-arm-linux-gnueabihf",
+        "arm-linux-gnueabihf",
+        ("arm-linux-musl", "arm-linux-any"),
     ),
     MachineArchitecture.RISCV64: CrossCompiler(
-        "riscv64-linux-gnu-gcc", "gcc-riscv64-linux-gnu", "riscv64-linux-gnu"
+        "riscv64-linux-gnu-gcc",
+        "gcc-riscv64-linux-gnu",
+        "riscv64-linux-gnu",
+        ("riscv64-linux-musl", "riscv-linux-any"),
     ),
 }
 ZIG = "ziglang"
+_ZIG_COMMON_HEADERS = ("generic-musl", "any-linux-any")
 
 
 def link_shared_library(
@@ -71,7 +90,7 @@ def link_shared_library(
     Raises:
         ToolchainError: no compiler for the target, or it failed.
     """
-    return _link(sources, objects, target, SHARED_FLAGS, LIBRARIES)
+    return _link(sources, objects, target, flags=SHARED_FLAGS)
 
 
 def link_program(sources: Mapping[str, bytes], target: Target) -> bytes:
@@ -80,7 +99,7 @@ def link_program(sources: Mapping[str, bytes], target: Target) -> bytes:
     Raises:
         ToolchainError: no compiler for the target, or it failed.
     """
-    return _link(sources, (), target, (), LIBRARIES)
+    return _link(sources, (), target)
 
 
 def link_standalone(sources: Mapping[str, bytes], objects: Sequence[Path], target: Target) -> bytes:
@@ -89,17 +108,19 @@ def link_standalone(sources: Mapping[str, bytes], objects: Sequence[Path], targe
     Raises:
         ToolchainError: no compiler for the target, or it failed.
     """
-    return _link(sources, objects, target, STANDALONE_FLAGS, ())
+    return _link(sources, objects, target, standalone=True)
 
 
 def _link(
     sources: Mapping[str, bytes],
     objects: Sequence[Path],
     target: Target,
-    flags: Sequence[str],
-    libraries: Sequence[str],
+    standalone: bool = False,
+    flags: Sequence[str] = (),
 ) -> bytes:
-    compiler = _compiler(target)
+    compiler = _compiler(target, standalone)
+    flags = STANDALONE_FLAGS if standalone else flags
+    libraries = () if standalone else LIBRARIES
     try:
         return _link_in_folder(compiler, sources, objects, flags, libraries)
     except OSError as error:
@@ -126,13 +147,14 @@ def _link_in_folder(
         if result.returncode:
             lines = result.stderr.strip().splitlines() or ["no message"]
             reason = next((line for line in lines if "error:" in line), lines[0])
-            raise ToolchainError(f"{compiler[0]} failed: {reason}")
+            called = "zig cc" if ZIG in compiler else compiler[0]
+            raise ToolchainError(f"{called} failed: {reason}")
         return (folder / OUTPUT).read_bytes()
 
 
-def _compiler(target: Target) -> list[str]:
+def _compiler(target: Target, standalone: bool) -> list[str]:
     if target.architecture is not probe_local().target.architecture:
-        return _cross_compiler(target)
+        return _cross_compiler(target, standalone)
     name, *options = os.environ.get("CC", "").split() or ["cc"]
     path = shutil.which(name)
     if path is None:
@@ -143,16 +165,26 @@ def _compiler(target: Target) -> list[str]:
     return [path, *options]
 
 
-def _cross_compiler(target: Target) -> list[str]:
+def _cross_compiler(target: Target, standalone: bool) -> list[str]:
     if "linux" not in target.triple:
         raise ToolchainError(f"no linker for {target.triple}: bundles are for Linux")
     cross = CROSS_COMPILERS[target.architecture]
     path = shutil.which(cross.command)
     if path is not None:
         return [path]
-    if importlib.util.find_spec(ZIG) is not None:
-        return [sys.executable, "-m", ZIG, "cc", "-target", cross.zig_target]
+    found = importlib.util.find_spec(ZIG)
+    if found is not None:
+        command = [sys.executable, "-m", ZIG, "cc", "-target", cross.zig_target]
+        return [*command, *(_zig_headers(found, cross) if standalone else ())]
     raise ToolchainError(
         f"no linker for {target.architecture} on this machine; install a cross compiler"
         f" (Debian: apt-get install {cross.package}, or pip install {ZIG})"
     )
+
+
+def _zig_headers(package: ModuleSpec, cross: CrossCompiler) -> list[str]:
+    options: list[str] = []
+    for folder in package.submodule_search_locations or ():
+        for name in (*cross.zig_headers, *_ZIG_COMMON_HEADERS):
+            options += ["-isystem", str(Path(folder) / "lib" / "libc" / "include" / name)]
+    return options

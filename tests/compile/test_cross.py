@@ -1,5 +1,7 @@
 """Other processor families: linked by cross compilers, checked by the runner under emulation."""
 
+import dataclasses
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -187,6 +189,20 @@ def test_zig_takes_the_place_of_a_missing_cross_compiler(
     architecture = PRESETS[preset].architecture
     with pytest.raises(ToolchainError, match=f"called cc -target {architecture}-linux-gnu -O2"):
         child_contents(SPACE.smallest(), preset)
+
+
+@pytest.mark.parametrize("preset", ["cortex-a72", "riscv64-v"])
+def test_zig_links_what_answers_right(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec(toolchain.ZIG) is None:
+        pytest.skip("zig is not installed: pip install ziglang")
+    require_cross_tools(PRESETS[preset])
+    family = PRESETS[preset].architecture
+    hidden = dataclasses.replace(toolchain.CROSS_COMPILERS[family], command="no-such-compiler")
+    monkeypatch.setitem(toolchain.CROSS_COMPILERS, family, hidden)  # type: ignore[arg-type]
+    bundle = child_bundle(tmp_path / "bundle", SPACE.smallest(), preset)
+    assert verify(bundle).ok
 
 
 def test_other_systems_cannot_be_linked() -> None:
