@@ -62,17 +62,19 @@ static const struct feature known[] = {
     {"f", HARDWARE, 5}, {"m", HARDWARE, 12}, {"v", HARDWARE, 21},
 };
 
-/* Kernels rely on vectors of 128 bits at least; CSR 0xc22 holds the bytes of a vector. */
-static int vectors_are_long(void) {
+enum { VECTORS = 21, SHORTEST_VECTOR = 16 }; /* bit of "v"; bytes that kernels rely on */
+
+static unsigned long vector_bytes(void) {
     unsigned long bytes;
-    __asm__ volatile("csrr %0, 0xc22" : "=r"(bytes));
-    return bytes >= 16;
+    __asm__ volatile("csrr %0, 0xc22" : "=r"(bytes)); /* vlenb */
+    return bytes;
 }
 
-/* Emulators and kernels before 6.5 do not tell about vectors, so they are tried. */
 static void read_words(unsigned long *words) {
-    words[HARDWARE] = system_auxiliary(AUXILIARY_HARDWARE) & ~(1ul << 21);
-    if (system_try(vectors_are_long)) words[HARDWARE] |= 1ul << 21;
+    words[HARDWARE] = system_auxiliary(AUXILIARY_HARDWARE);
+    if (words[HARDWARE] >> VECTORS & 1 && vector_bytes() < SHORTEST_VECTOR) {
+        words[HARDWARE] &= ~(1ul << VECTORS);
+    }
 }
 #endif
 #endif

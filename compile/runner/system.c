@@ -88,7 +88,6 @@ enum {
     PROTECTION_WRITE = 2,
     MAP_PRIVATE_COPY = 2,
     MAP_OF_NO_FILE = 32,
-    SIGNAL_CHILD = 17,
     FILE_TYPE = 0170000,
     REGULAR_FILE = 0100000,
     FOLDER = 0040000,
@@ -194,20 +193,6 @@ int system_write_file(const char *path, const void *data, size_t size) {
 void system_read_link(const char *path, char *target, size_t size) {
     long length = call(__NR_readlinkat, AT_FDCWD, (long)path, (long)target, (long)size - 1, 0, 0);
     target[length < 0 ? 0 : length] = 0;
-}
-
-int system_try(int (*function)(void)) {
-    int status = -1;
-    long child = call(__NR_clone, SIGNAL_CHILD, 0, 0, 0, 0, 0);
-    if (child < 0) return 0;
-    if (child == 0) {
-        call(__NR_close, STANDARD_ERROR, 0, 0, 0, 0, 0);
-        call(__NR_prctl, 4, 0, 0, 0, 0, 0); /* PR_SET_DUMPABLE: leave no core file */
-        leave(function());
-    }
-    while (call(__NR_wait4, child, (long)&status, 0, 0, 0, 0) == -EINTR) {
-    }
-    return status == 1 << 8;
 }
 
 /* What runtime.c, the call plan and compilers expect of a C library. The empty statement keeps

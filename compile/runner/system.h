@@ -36,8 +36,4 @@ int system_write(int descriptor, const void *data, size_t size);
 /* Where a symbolic link points, or "" when it cannot be read. */
 void system_read_link(const char *path, char *target, size_t size);
 
-/* Call a function in a process of its own. Returns 1 when it returned 1, and 0 when it did not or
- * the process died of an illegal instruction. */
-int system_try(int (*function)(void));
-
 #endif

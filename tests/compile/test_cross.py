@@ -200,7 +200,7 @@ def test_zig_links_what_answers_right(
     require_cross_tools(PRESETS[preset])
     family = PRESETS[preset].architecture
     hidden = dataclasses.replace(toolchain.CROSS_COMPILERS[family], command="no-such-compiler")
-    monkeypatch.setitem(toolchain.CROSS_COMPILERS, family, hidden)  # type: ignore[arg-type]
+    monkeypatch.setitem(toolchain.CROSS_COMPILERS, family, hidden)
     bundle = child_bundle(tmp_path / "bundle", SPACE.smallest(), preset)
     assert verify(bundle).ok
 
