@@ -29,7 +29,8 @@ static int read_golden(const char *program, const char *name, size_t columns,
     if (error) {
         text_add(&path, ": ");
         text_add(&path, reason(error));
-        return refuse(BAD_INPUT, "cannot read ", path.characters, "; it belongs beside this program");
+        return refuse(BAD_INPUT, "cannot read ", path.characters,
+                      "; it belongs beside this program");
     }
     if (npy_read(file, array) || !array->rows || array->columns != columns) {
         return refuse(BAD_INPUT, path.characters, " is damaged, or of another network", "");

@@ -183,8 +183,8 @@ int system_write_file(const char *path, const void *data, size_t size) {
     int error = write_at(temporary.characters, O_CREAT | O_EXCL, data, size);
     if (error == EEXIST) return error;
     if (!error) {
-        error = (int)-call(__NR_renameat2, AT_FDCWD, (long)temporary.characters, AT_FDCWD, (long)path,
-                           0, 0);
+        error = (int)-call(__NR_renameat2, AT_FDCWD, (long)temporary.characters, AT_FDCWD,
+                           (long)path, 0, 0);
     }
     if (error) call(__NR_unlinkat, AT_FDCWD, (long)temporary.characters, 0, 0, 0, 0);
     return error;
