@@ -1,11 +1,13 @@
 """The native runner of a bundle: one static program that checks, measures and runs the network.
 
-It links no C library and needs no file but the golden ones, so it runs in an empty file system.
+It needs no file but the golden ones, so it runs in an empty file system. It links no C library
+either, unless fallback kernels call mathematical functions of it.
 """
 
 from importlib import resources
 
 from bignas.compile.cpu_features import required_features
+from bignas.compile.graph import FallbackCall
 from bignas.compile.network import CompiledNetwork, network_sources
 from bignas.compile.toolchain import link_standalone
 from bignas.device_db.errors import ToolchainError
@@ -41,7 +43,8 @@ def build_runner(network: CompiledNetwork, device: Device, tolerance: float) -> 
     }
     sources |= network_sources(network.plan)
     sources[_SETTINGS] = _settings(device, tolerance).encode()
-    return link_standalone(sources, network.objects, device.target)
+    fallback = any(isinstance(call, FallbackCall) for call in network.graph.calls)
+    return link_standalone(sources, network.objects, device.target, with_library=fallback)
 
 
 def _settings(device: Device, tolerance: float) -> str:

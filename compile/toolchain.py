@@ -34,7 +34,10 @@ STANDALONE_FLAGS = (
     "-fno-stack-protector",
     "-fno-asynchronous-unwind-tables",
     "-Wl,-z,noexecstack",
+    "-Wl,-e,bignas_start",
 )
+# kernels of TVM's own loop nests call the C library's mathematical functions
+STATIC_FLAGS = ("-static", "-fno-builtin", "-Wl,-z,noexecstack")
 OUTPUT = "output"
 
 
@@ -102,12 +105,18 @@ def link_program(sources: Mapping[str, bytes], target: Target) -> bytes:
     return _link(sources, (), target)
 
 
-def link_standalone(sources: Mapping[str, bytes], objects: Sequence[Path], target: Target) -> bytes:
-    """Compile C sources and link them with objects to a program that needs no C library.
+def link_standalone(
+    sources: Mapping[str, bytes], objects: Sequence[Path], target: Target, with_library: bool
+) -> bytes:
+    """Compile C sources and link them with objects to a static program.
+
+    It holds the C library when `with_library` asks for that, else it starts at `bignas_start`.
 
     Raises:
         ToolchainError: no compiler for the target, or it failed.
     """
+    if with_library:
+        return _link(sources, objects, target, flags=STATIC_FLAGS)
     return _link(sources, objects, target, standalone=True)
 
 

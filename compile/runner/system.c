@@ -12,8 +12,8 @@
 #include <time.h>
 
 #if defined(__x86_64__)
-__asm__(".globl _start\n"
-        "_start:\n"
+__asm__(".globl bignas_start\n"
+        "bignas_start:\n"
         "    xor %ebp, %ebp\n"
         "    mov %rsp, %rdi\n"
         "    and $-16, %rsp\n"
@@ -31,8 +31,8 @@ static long call(long number, long a, long b, long c, long d, long e, long f) {
     return result;
 }
 #elif defined(__aarch64__)
-__asm__(".globl _start\n"
-        "_start:\n"
+__asm__(".globl bignas_start\n"
+        "bignas_start:\n"
         "    mov x29, #0\n"
         "    mov x30, #0\n"
         "    mov x0, sp\n"
@@ -54,8 +54,8 @@ static long call(long number, long a, long b, long c, long d, long e, long f) {
     return x0;
 }
 #elif defined(__riscv) && __riscv_xlen == 64
-__asm__(".globl _start\n"
-        "_start:\n"
+__asm__(".globl bignas_start\n"
+        "bignas_start:\n"
         "    .option push\n"
         "    .option norelax\n"
         "    lla gp, __global_pointer$\n"
@@ -99,14 +99,18 @@ _Noreturn static void leave(int code) {
     for (;;) call(__NR_exit_group, code, 0, 0, 0, 0, 0);
 }
 
+/* The environment ends with a 0; auxiliary pairs follow. A C library starts the program here. */
+int main(int count, char **arguments, char **environment) {
+    while (*environment) environment++;
+    auxiliary = (const unsigned long *)(environment + 1);
+    return run_program(count, arguments);
+}
+
 /* The stack that the kernel prepares: count, arguments, 0, environment, 0, auxiliary pairs, 0. */
 _Noreturn void system_start(long *stack) __attribute__((used));
 _Noreturn void system_start(long *stack) {
     char **arguments = (char **)(stack + 1);
-    char **environment = arguments + *stack + 1;
-    while (*environment) environment++;
-    auxiliary = (const unsigned long *)(environment + 1);
-    leave(run_program((int)*stack, arguments));
+    leave(main((int)*stack, arguments, arguments + *stack + 1));
 }
 
 unsigned long system_auxiliary(unsigned long key) {
@@ -196,13 +200,15 @@ void system_read_link(const char *path, char *target, size_t size) {
 }
 
 /* What runtime.c, the call plan and compilers expect of a C library. The empty statement keeps
- * compilers from replacing the loops by calls of the function they stand in. */
+ * compilers from replacing the loops by calls of the function they stand in. All are weak: where the
+ * kernels need a C library after all, its own take their place. */
+#define WEAK __attribute__((weak))
 
-int clock_gettime(clockid_t clock, struct timespec *now) {
+WEAK int clock_gettime(clockid_t clock, struct timespec *now) {
     return (int)call(__NR_clock_gettime, clock, (long)now, 0, 0, 0, 0);
 }
 
-void *memcpy(void *restrict target, const void *restrict source, size_t size) {
+WEAK void *memcpy(void *restrict target, const void *restrict source, size_t size) {
     for (size_t i = 0; i < size; i++) {
         ((char *)target)[i] = ((const char *)source)[i];
         __asm__ volatile("");
@@ -210,7 +216,7 @@ void *memcpy(void *restrict target, const void *restrict source, size_t size) {
     return target;
 }
 
-void *memmove(void *target, const void *source, size_t size) {
+WEAK void *memmove(void *target, const void *source, size_t size) {
     char *to = target;
     const char *from = source;
     for (size_t i = 0; i < size; i++) {
@@ -221,7 +227,7 @@ void *memmove(void *target, const void *source, size_t size) {
     return target;
 }
 
-void *memset(void *target, int value, size_t size) {
+WEAK void *memset(void *target, int value, size_t size) {
     for (size_t i = 0; i < size; i++) {
         ((char *)target)[i] = (char)value;
         __asm__ volatile("");
@@ -229,7 +235,7 @@ void *memset(void *target, int value, size_t size) {
     return target;
 }
 
-int memcmp(const void *left, const void *right, size_t size) {
+WEAK int memcmp(const void *left, const void *right, size_t size) {
     for (size_t i = 0; i < size; i++) {
         int difference = ((const unsigned char *)left)[i] - ((const unsigned char *)right)[i];
         __asm__ volatile("");

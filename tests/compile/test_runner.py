@@ -12,15 +12,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 from bignas.compile import native
-from bignas.compile.bundle import GOLDEN_INPUTS, GOLDEN_OUTPUTS, RUNNER, Bundle, verify
+from bignas.compile.bundle import (
+    GOLDEN_INPUTS,
+    GOLDEN_OUTPUTS,
+    RUNNER,
+    Bundle,
+    BundleContents,
+    verify,
+    write_bundle,
+)
 from bignas.compile.cpu_features import CHECKED, required_features
+from bignas.compile.lower import lower_onnx
+from bignas.compile.manifest import ScheduleSource
+from bignas.compile.network import build_network
+from bignas.compile.objects import ObjectCache
+from bignas.compile.onnx_export import export_onnx
 from bignas.device_db.errors import ToolchainError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.records import Device, Target
 from bignas.supernet.spaces import load_space
 from tests.compile.bundles import child_bundle, child_contents, device_of
+from tests.compile.networks import first_schedules
 
 SPACE = load_space("cifar")
 ALLOWANCE_BYTES = 400_000  # of the runner beyond the weights
@@ -135,6 +150,26 @@ def test_two_builds_from_nothing_are_identical(sound: Bundle, tmp_path: Path) ->
     again = native.build_runner(contents.network, contents.device, sound.manifest.tolerance)
     assert again == (sound.path / RUNNER).read_bytes()
     assert contents.network.library == (sound.path / "model.so").read_bytes()
+
+
+def test_fallback_kernels_get_the_mathematical_functions_they_call(tmp_path: Path) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+    model = export_onnx(network.eval(), 12)
+    graph = lower_onnx(model)
+    device = device_of(None)
+    schedules = first_schedules(graph, device.target)
+    built = build_network(graph, schedules, ObjectCache(device.target))
+    images = np.random.default_rng(0).standard_normal((3, 3, 12, 12)).astype(np.float32)
+    contents = BundleContents("gelu", built, model, images, device, preprocessing={})
+    bundle = write_bundle(tmp_path / "bundle", contents)
+    assert bundle.manifest.fallbacks
+    assert ScheduleSource.FALLBACK in {one.source for one in bundle.manifest.kernels}
+    result = run(bundle.path, "--self-check")
+    assert (result.returncode, result.stderr) == (0, "")
+    found = segments((bundle.path / RUNNER).read_bytes())
+    assert not found & {SEGMENT_DYNAMIC, SEGMENT_INTERPRETER}
 
 
 def test_differing_outputs_fail(copy: Path) -> None:
