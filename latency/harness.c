@@ -1,11 +1,14 @@
 /* Times kernels and networks, interleaved, in a process of its own.
  *
  * Reads settings and jobs, one a line, from standard input; writes results, one a line, to standard
- * output. Every round visits the jobs in a new random order, in groups of about two milliseconds.
- * A sentinel, a fixed piece of arithmetic, runs before and after each group: when it takes longer than
- * it can, the machine was doing something else, and the group's samples are thrown away and repeated.
+ * output. Every round visits the jobs in a new random order, in groups of about a millisecond.
+ * Two sentinels run before and after each group: a chain of dependent arithmetic, which shows the
+ * clock and whoever took the core, and a stream through the shared cache, which shows other users of
+ * it. When either is slower than it can be, the group's samples are thrown away and repeated; after
+ * many attempts the one with the calmest sentinels is taken.
  *
- *   cpu N | rounds N | sample_ns N | drift F | seed N
+ *   cpu N | rounds N | sample_ns N | seed N
+ *   clock TOLERANCE NS | memory TOLERANCE NS                (NS: reference, 0 when there is none)
  *   kernel IN WEIGHTS BIAS OTHER OUT SYMBOL LIBRARY        (sizes in floats)
  *   network LIBRARY
  *   run
@@ -35,6 +38,9 @@ struct job {
     double *samples;
 };
 
+enum { GROUP = 4096 };
+static const double GROUP_NS = 1e6;
+
 static float *buffers[5];
 static volatile float sink;
 
@@ -44,12 +50,68 @@ static double now_ns(void) {
     return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
 }
 
-static double sentinel(void) {
+/* Sentinels and what they can do: the second percentile of their latest readings, or a reference from
+ * earlier runs on this machine when that is lower. Inputs are read from volatile variables, or the
+ * compiler would compute the results itself. */
+enum { CLOCK, MEMORY, SENTINELS, HISTORY = 2048, STREAM_FLOATS = 1 << 19, ATTEMPTS = 30 };
+
+struct sentinel {
+    double readings[HISTORY], reference, floor, tolerance;
+    long count;
+};
+
+static struct sentinel sentinels[SENTINELS];
+static volatile float one = 1.0f, slope = 0.999f, offset = 0.001f;
+static float *stream;
+
+static double read_clock(void) {
     double start = now_ns();
-    float value = 1.0f;
-    for (int i = 0; i < 4000; i++) value = value * 0.999f + 0.001f;
+    float value = one, a = slope, b = offset;
+    for (int i = 0; i < 1000; i++) value = value * a + b;
     sink = value;
     return now_ns() - start;
+}
+
+static double read_memory(void) {
+    double start = now_ns();
+    float a = 0, b = 0, c = 0, d = 0;
+    for (int i = 0; i < STREAM_FLOATS; i += 64) { /* one float of each cache line */
+        a += stream[i];
+        b += stream[i + 16];
+        c += stream[i + 32];
+        d += stream[i + 48];
+    }
+    sink = a + b + c + d;
+    return now_ns() - start;
+}
+
+static int ascending(const void *left, const void *right) {
+    double a = *(const double *)left, b = *(const double *)right;
+    return (a > b) - (a < b);
+}
+
+static void note(struct sentinel *it, double reading) {
+    static double sorted[HISTORY];
+    it->readings[it->count++ % HISTORY] = reading;
+    if (it->count < 50 ? it->count != 1 : it->count % 50) return;
+    size_t size = it->count < HISTORY ? (size_t)it->count : HISTORY;
+    memcpy(sorted, it->readings, size * sizeof *sorted);
+    qsort(sorted, size, sizeof *sorted, ascending);
+    it->floor = sorted[size / 50];
+}
+
+/* Read both sentinels; return how far above its tolerance the worse one is (1: just tolerated). */
+static double disturbance(void) {
+    double readings[SENTINELS] = {read_clock(), read_memory()}, worst = 0;
+    for (int k = 0; k < SENTINELS; k++) {
+        struct sentinel *it = &sentinels[k];
+        note(it, readings[k]);
+        double floor = it->floor;
+        if (it->reference > 0 && it->reference < floor) floor = it->reference;
+        double excess = readings[k] / (floor * (1.0 + it->tolerance));
+        if (excess > worst) worst = excess;
+    }
+    return worst;
 }
 
 static double run_job(const struct job *job, int inner) {
@@ -110,14 +172,17 @@ static int load(struct job *job, int number) {
 int main(void) {
     struct job *jobs = NULL;
     int count = 0, cpu = -1, rounds = 10, seed = 1;
-    double sample_ns = 50000, drift = 0.05;
+    double sample_ns = 50000;
     char line[8192], word[32];
     while (fgets(line, sizeof line, stdin) && sscanf(line, "%31s", word) == 1) {
         if (!strcmp(word, "run")) break;
         if (!strcmp(word, "cpu")) sscanf(line, "%*s %d", &cpu);
         else if (!strcmp(word, "rounds")) sscanf(line, "%*s %d", &rounds);
         else if (!strcmp(word, "sample_ns")) sscanf(line, "%*s %lf", &sample_ns);
-        else if (!strcmp(word, "drift")) sscanf(line, "%*s %lf", &drift);
+        else if (!strcmp(word, "clock"))
+            sscanf(line, "%*s %lf %lf", &sentinels[CLOCK].tolerance, &sentinels[CLOCK].reference);
+        else if (!strcmp(word, "memory"))
+            sscanf(line, "%*s %lf %lf", &sentinels[MEMORY].tolerance, &sentinels[MEMORY].reference);
         else if (!strcmp(word, "seed")) sscanf(line, "%*s %d", &seed);
         else {
             jobs = realloc(jobs, (size_t)(count + 1) * sizeof *jobs);
@@ -151,6 +216,12 @@ int main(void) {
         for (int k = 0; k < 5; k++)
             if (jobs[i].sizes[k] > largest[k]) largest[k] = jobs[i].sizes[k];
     }
+    stream = calloc(STREAM_FLOATS, sizeof(float));
+    if (!stream) {
+        puts("fatal out of memory");
+        return 3;
+    }
+    for (int i = 0; i < STREAM_FLOATS; i++) stream[i] = 0.001f * (float)(i % 7);
     static const float scales[5] = {1.0f, 0.05f, 0.1f, 1.0f, 1.0f};
     for (int k = 0; k < 5; k++) allocate(largest[k], k, scales[k]);
 
@@ -172,13 +243,9 @@ int main(void) {
     puts("started");
     fflush(stdout);
 
-    double best = 1e18;
-    for (int i = 0; i < 50; i++) {
-        double value = sentinel();
-        if (value < best) best = value;
-    }
+    for (int i = 0; i < 200; i++) disturbance();
     long rejected = 0, unsettled = 0;
-    double scratch[4096];
+    static double scratch[GROUP], calmest[GROUP];
     for (int round = 0; round < rounds; round++) {
         for (int k = usable - 1; k > 0; k--) {
             int other = (int)(random_bits() % (uint32_t)(k + 1)), kept = order[k];
@@ -188,30 +255,28 @@ int main(void) {
         for (int first = 0; first < usable;) {
             int last = first;
             double planned = 0;
-            while (last < usable && last - first < 4096 && (planned < 2e6 || last == first))
+            while (last < usable && last - first < GROUP && (planned < GROUP_NS || last == first))
                 planned += jobs[order[last++]].expected_ns;
-            for (int attempt = 0;; attempt++) {
-                double before = sentinel();
+            double least = 1e18;
+            for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
+                double before = disturbance();
                 for (int k = first; k < last; k++) {
                     struct job *job = &jobs[order[k]];
                     run_job(job, 1); /* bring code and data back into the caches */
                     scratch[k - first] = run_job(job, job->inner) / job->inner;
                 }
-                double after = sentinel();
-                if (before < best) best = before;
-                if (after < best) best = after;
-                double limit = best * (1.0 + drift);
-                int calm = before <= limit && after <= limit;
-                if (!calm && attempt < 20) {
-                    rejected++;
-                    continue;
+                double after = disturbance(), worse = before > after ? before : after;
+                if (worse < least) {
+                    least = worse;
+                    memcpy(calmest, scratch, sizeof(double) * (size_t)(last - first));
                 }
-                if (!calm) unsettled++;
-                break;
+                if (worse <= 1.0) break;
+                rejected++;
             }
+            if (least > 1.0) unsettled++;
             for (int k = first; k < last; k++) {
                 struct job *job = &jobs[order[k]];
-                job->samples[job->count++] = scratch[k - first];
+                job->samples[job->count++] = calmest[k - first];
             }
             first = last;
         }
@@ -221,7 +286,8 @@ int main(void) {
 
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    printf("done %.1f %ld %ld %ld\n", best, rejected, unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
+    printf("done %.1f %.1f %ld %ld %ld\n", sentinels[CLOCK].floor, sentinels[MEMORY].floor, rejected,
+           unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
     for (int i = 0; i < count; i++) {
         if (!jobs[i].count) continue;
         printf("samples %d", i);

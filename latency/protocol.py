@@ -4,18 +4,22 @@
   that crashes or hangs costs that process, and becomes a failed result.
 - Candidates are interleaved round by round in random order, so that drift hits all alike
   (google/benchmark's random interleaving, docs/random_interleaving.md).
-- A sentinel runs around each group of samples; groups in which it slowed down are repeated.
+- Two sentinels run around each group of samples: dependent arithmetic, which shows the clock, and
+  a stream through the shared cache, which shows other users of it. Groups in which one was slower
+  than it can be are repeated; what a sentinel can do is remembered from process to process.
+  Samples are never judged by their own length, so their quantiles stay honest.
 - Every raw sample is kept, and so is what the machine was doing meanwhile.
 """
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -33,19 +37,21 @@ __all__ = ["Job", "KernelJob", "NetworkJob", "Report", "Settings", "TimingResult
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to measure: rounds (samples a job), length of a sample, tolerated sentinel drift.
+    """How to measure: rounds (samples a job), length of a sample, tolerated drift of the sentinels.
 
     A measuring process that says nothing for `stall_seconds` hangs, and is killed.
     """
 
     rounds: int = 20
     sample_us: float = 50.0
-    drift: float = 0.05
+    clock_drift: float = 0.05
+    memory_drift: float = 0.20
     seed: int = 1
     stall_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or not min(self.sample_us, self.drift, self.stall_seconds) > 0:
+        lengths = (self.sample_us, self.clock_drift, self.memory_drift, self.stall_seconds)
+        if self.rounds < 1 or not min(lengths) > 0:
             raise MeasurementError(f"rounds, lengths of time and drift must be positive: {self}")
 
 
@@ -113,6 +119,31 @@ def measure(jobs: Sequence[Job], settings: Settings, progress: Progress | None =
     return Report(tuple(results), outcome.rejected, outcome.unsettled, environment)
 
 
+@dataclass(frozen=True, slots=True)
+class _Sentinels:
+    """What the sentinels can do on this machine, in nanoseconds; 0: not known."""
+
+    clock_ns: float = 0.0
+    memory_ns: float = 0.0
+
+    @classmethod
+    def recall(cls, path: Path) -> "_Sentinels":
+        """Return what earlier processes found; nothing when the file is missing or damaged."""
+        try:
+            content = json.loads(path.read_bytes())
+            return cls(float(content["clock_ns"]), float(content["memory_ns"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+
+    def remember(self, path: Path, found: "_Sentinels", reached: bool) -> None:
+        """Keep the better figures; a reference that nothing reaches any more is replaced."""
+        if reached and self.clock_ns and self.memory_ns:
+            clock_ns = min(self.clock_ns, found.clock_ns)
+            found = _Sentinels(clock_ns, min(self.memory_ns, found.memory_ns))
+        if found != self:
+            write_atomically(path, json.dumps(asdict(found)).encode())
+
+
 @dataclass(slots=True)
 class _Outcome:
     samples: dict[int, tuple[float, ...]]
@@ -138,11 +169,13 @@ def _run(
         raise MeasurementError(f"cannot start {program}: {error.strerror}") from error
     assert process.stdin is not None
     assert process.stdout is not None
+    memory = program.with_suffix(".json")
+    sentinels = _Sentinels.recall(memory)
     started, finished = -1, False
     hung = threading.Event()
     with process, _watchdog(process, hung, settings.stall_seconds) as alive:
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(_script(jobs, settings))
+            process.stdin.write(_script(jobs, settings, sentinels))
             process.stdin.close()
         for line in process.stdout:
             alive()
@@ -157,8 +190,11 @@ def _run(
                 case "round" if progress is not None:
                     progress(int(rest[0]), settings.rounds, int(rest[1]))
                 case "done":
-                    outcome.rejected, outcome.unsettled = int(rest[1]), int(rest[2])
-                    outcome.switches, finished = int(rest[3]), True
+                    found = _Sentinels(float(rest[0]), float(rest[1]))
+                    outcome.rejected, outcome.unsettled, outcome.switches = map(int, rest[2:])
+                    reached = outcome.unsettled < settings.rounds
+                    sentinels.remember(memory, found, reached)
+                    finished = True
                 case "samples":
                     outcome.samples[int(rest[0])] = tuple(float(one) for one in rest[1:])
                 case _:
@@ -199,12 +235,13 @@ def _watchdog(
         thread.join()
 
 
-def _script(jobs: Sequence[Job], settings: Settings) -> str:
+def _script(jobs: Sequence[Job], settings: Settings, sentinels: _Sentinels) -> str:
     lines = [
         f"cpu {measuring_core()}",
         f"rounds {settings.rounds}",
         f"sample_ns {settings.sample_us * 1e3}",
-        f"drift {settings.drift}",
+        f"clock {settings.clock_drift} {sentinels.clock_ns}",
+        f"memory {settings.memory_drift} {sentinels.memory_ns}",
         f"seed {settings.seed}",
     ]
     for job in jobs:
