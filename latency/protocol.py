@@ -32,7 +32,16 @@ from bignas.device_db.files import write_atomically
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Environment, Operator, Workload
 
-__all__ = ["Job", "KernelJob", "NetworkJob", "Report", "Settings", "TimingResult", "measure"]
+__all__ = [
+    "Job",
+    "KernelJob",
+    "NetworkJob",
+    "Report",
+    "Sentinels",
+    "Settings",
+    "TimingResult",
+    "measure",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         lengths = (self.sample_us, self.clock_drift, self.memory_drift, self.stall_seconds)
-        if self.rounds < 1 or not min(lengths) > 0:
+        if self.rounds < 1 or not all(length > 0 for length in lengths):
             raise MeasurementError(f"rounds, lengths of time and drift must be positive: {self}")
 
 
@@ -120,14 +129,14 @@ def measure(jobs: Sequence[Job], settings: Settings, progress: Progress | None =
 
 
 @dataclass(frozen=True, slots=True)
-class _Sentinels:
+class Sentinels:
     """What the sentinels can do on this machine, in nanoseconds; 0: not known."""
 
     clock_ns: float = 0.0
     memory_ns: float = 0.0
 
     @classmethod
-    def recall(cls, path: Path) -> "_Sentinels":
+    def recall(cls, path: Path) -> "Sentinels":
         """Return what earlier processes found; nothing when the file is missing or damaged."""
         try:
             content = json.loads(path.read_bytes())
@@ -135,11 +144,11 @@ class _Sentinels:
         except (OSError, ValueError, KeyError, TypeError):
             return cls()
 
-    def remember(self, path: Path, found: "_Sentinels", reached: bool) -> None:
+    def remember(self, path: Path, found: "Sentinels", reached: bool) -> None:
         """Keep the better figures; a reference that nothing reaches any more is replaced."""
         if reached and self.clock_ns and self.memory_ns:
             clock_ns = min(self.clock_ns, found.clock_ns)
-            found = _Sentinels(clock_ns, min(self.memory_ns, found.memory_ns))
+            found = Sentinels(clock_ns, min(self.memory_ns, found.memory_ns))
         if found != self:
             write_atomically(path, json.dumps(asdict(found)).encode())
 
@@ -170,7 +179,7 @@ def _run(
     assert process.stdin is not None
     assert process.stdout is not None
     memory = program.with_suffix(".json")
-    sentinels = _Sentinels.recall(memory)
+    sentinels = Sentinels.recall(memory)
     started, finished = -1, False
     hung = threading.Event()
     with process, _watchdog(process, hung, settings.stall_seconds) as alive:
@@ -190,7 +199,7 @@ def _run(
                 case "round" if progress is not None:
                     progress(int(rest[0]), settings.rounds, int(rest[1]))
                 case "done":
-                    found = _Sentinels(float(rest[0]), float(rest[1]))
+                    found = Sentinels(float(rest[0]), float(rest[1]))
                     outcome.rejected, outcome.unsettled, outcome.switches = map(int, rest[2:])
                     reached = outcome.unsettled < settings.rounds
                     sentinels.remember(memory, found, reached)
@@ -235,7 +244,7 @@ def _watchdog(
         thread.join()
 
 
-def _script(jobs: Sequence[Job], settings: Settings, sentinels: _Sentinels) -> str:
+def _script(jobs: Sequence[Job], settings: Settings, sentinels: Sentinels) -> str:
     lines = [
         f"cpu {measuring_core()}",
         f"rounds {settings.rounds}",

@@ -81,6 +81,7 @@ class TrainConfig:
     sandwich: bool = True  # biggest, smallest and random children; else random children only
     random_children: int = 2  # a step; without the sandwich two more, for equal work
     distillation: bool = True  # all but the biggest learn from its outputs
+    label_epochs: float = 1.0  # but from the labels in so many first epochs (BigNAS: 0)
     zero_gamma: bool = True  # blocks with a shortcut start silent
     mirror: bool = True  # random mirror images, where the data allow
     crop_margin: float = 0.125  # random crops from images padded by this share of their side
@@ -129,6 +130,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("warmup_epochs", 0, 1_000_000),
     ("final_rate", 1e-6, 1),
     ("hold_epochs", 0, 1_000_000),
+    ("label_epochs", 0, 1_000_000),
     ("momentum", 1e-9, 0.9999),
     ("weight_decay", 0, 1),
     ("label_smoothing", 0, 0.9),

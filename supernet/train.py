@@ -1,7 +1,8 @@
 """Training a supernet once, so that all its children work as they are (BigNAS).
 
 Each step sums the gradients of the biggest child, the smallest and a few random ones (sandwich
-rule); the biggest learns from the labels, the others from its outputs (in-place distillation); then
+rule); the biggest learns from the labels, the others from its outputs (in-place distillation; in
+the first epoch they learn from the labels too, as long as there is little to learn from it); then
 the optimizer takes one step. `recipe.py` says what a step consists of.
 
 Files, for `--out CKPT`
@@ -244,6 +245,7 @@ class _Run:
         targets = torch.from_numpy(labels)
         inputs: dict[int, Tensor] = {}
         teacher: Tensor | None = None
+        beginning = self.step < config.label_epochs * self._steps_per_epoch
         losses = []
         for index, arch in enumerate(draw_architectures(config, self._space, self.step)):
             if arch.resolution not in inputs:
@@ -260,7 +262,7 @@ class _Run:
                 loss = -(teacher * logits.log_softmax(1)).sum(1).mean()
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
-            if biggest and config.distillation:
+            if biggest and config.distillation and not beginning:
                 teacher = logits.detach().softmax(1)
         return losses
 

@@ -1,5 +1,6 @@
 """The protocol measures what it is given, whatever the others among it do."""
 
+import json
 import os
 import statistics
 import time
@@ -17,6 +18,7 @@ from bignas.latency.protocol import (
     Job,
     KernelJob,
     NetworkJob,
+    Sentinels,
     Settings,
     measure,
     measuring_core,
@@ -204,11 +206,40 @@ def test_an_interruption_ends_the_measuring_process(library: Path) -> None:
 
 def test_the_measuring_program_is_built_once(library: Path) -> None:
     measure(kernels(library, "fast"), QUICK)
-    (program,) = cache_folder().glob("harness-*")
+    (program,) = (path for path in cache_folder().glob("harness-*") if path.suffix != ".json")
     before = program.stat()
     measure(kernels(library, "fast"), QUICK)
     assert program.stat().st_mtime_ns == before.st_mtime_ns
     assert os.access(program, os.X_OK)
+
+
+def test_the_sentinels_are_not_computed_by_the_compiler(library: Path) -> None:
+    """A thousand dependent multiply-adds, and 32,768 cache lines, take more than a timer's tick."""
+    measure(kernels(library, "fast"), QUICK)
+    (path,) = cache_folder().glob("harness-*.json")
+    readings = json.loads(path.read_text())
+    assert readings["clock_ns"] > 300
+    assert readings["memory_ns"] > 1000
+
+
+def test_references_of_sentinels_only_get_better_while_they_are_reached(tmp_path: Path) -> None:
+    path = tmp_path / "sentinels.json"
+    known = Sentinels.recall(path)
+    assert known == Sentinels()
+    known.remember(path, Sentinels(100.0, 900.0), reached=True)
+    known = Sentinels.recall(path)
+    known.remember(path, Sentinels(90.0, 950.0), reached=True)
+    known = Sentinels.recall(path)
+    assert known == Sentinels(90.0, 900.0)
+    known.remember(path, Sentinels(120.0, 990.0), reached=False)
+    assert Sentinels.recall(path) == Sentinels(120.0, 990.0)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"clock_ns": null, "memory_ns": 1}'])
+def test_damaged_references_are_forgotten(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "sentinels.json"
+    path.write_bytes(content)
+    assert Sentinels.recall(path) == Sentinels()
 
 
 def test_a_missing_compiler_names_a_package(
@@ -234,7 +265,8 @@ def test_the_measuring_program_compiles_without_warnings(
         {"rounds": 0},
         {"sample_us": 0.0},
         {"sample_us": float("nan")},
-        {"drift": -1.0},
+        {"clock_drift": -1.0},
+        {"memory_drift": float("nan")},
         {"stall_seconds": 0.0},
     ],
 )

@@ -265,6 +265,7 @@ def test_too_few_images_and_no_place(
         TrainConfig(schedule=Schedule.COSINE),
         TrainConfig(sandwich=False, distillation=False, regularize=Regularize.ALL),
         TrainConfig(random_children=0),
+        TrainConfig(label_epochs=0),
     ],
 )
 def test_every_part_can_be_switched(
@@ -276,10 +277,10 @@ def test_every_part_can_be_switched(
     assert not same(train(tiny_space, toy_data, tmp_path / "changed", changed), usual)
 
 
-def test_only_the_biggest_sees_labels(
+def test_only_the_biggest_sees_labels_once_they_distil(
     tiny_space: SearchSpace, toy_data: ImageData, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With distillation the labels enter one loss of the four, with smoothing."""
+    """With distillation the labels enter one loss of the four, with smoothing; before it, all."""
     calls: list[float] = []
     original = torch.nn.functional.cross_entropy
 
@@ -289,7 +290,12 @@ def test_only_the_biggest_sees_labels(
 
     monkeypatch.setattr("torch.nn.functional.cross_entropy", record)
     space = tiny_space.with_classes(3)
-    _Run(space, toy_data, out, SHORT).advance()
+    run = _Run(space, toy_data, out, dataclasses.replace(SHORT, label_epochs=1))
+    while run.step < 96 // SHORT.batch_size:
+        run.advance()
+        assert calls == [0.1, 0.0, 0.0, 0.0]
+        calls.clear()
+    run.advance()
     assert calls == [0.1]
     calls.clear()
     _Run(space, toy_data, out, dataclasses.replace(SHORT, distillation=False)).advance()
