@@ -25,6 +25,13 @@ __all__ = ["train"]
 @click.option("--epochs", type=int, help="Passes over the training images.")
 @click.option("--batch-size", type=int, help="Images a step.")
 @click.option("--learning-rate", type=float, help="After the warm-up.")
+@click.option("--warmup-epochs", type=float, help="Until the full learning rate.  [default: 1]")
+@click.option("--hold-epochs", type=float, help="At the final learning rate.  [default: 2]")
+@click.option(
+    "--label-epochs",
+    type=float,
+    help="First epochs in which all children learn from labels.  [default: 1]",
+)
 @click.option("--max-images", type=int, help="Train on a random subset of this size.")
 @click.option("--threads", type=int, help="Threads to train with.  [default: all]")
 @click.option("--seed", type=int, help="Of all random numbers.  [default: 0]")
@@ -37,6 +44,9 @@ def train(
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
+    warmup_epochs: float | None,
+    hold_epochs: float | None,
+    label_epochs: float | None,
     max_images: int | None,
     threads: int | None,
     seed: int | None,
@@ -56,6 +66,9 @@ def train(
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
+        "warmup_epochs": warmup_epochs,
+        "hold_epochs": hold_epochs,
+        "label_epochs": label_epochs,
         "max_train_images": max_images,
         "threads": threads,
         "seed": seed,
