@@ -14,7 +14,7 @@ from bignas.latency.protocol import NetworkJob, Settings, measure
 
 __all__ = ["BENCH_SETTINGS", "bench_bundle"]
 
-BENCH_SETTINGS = Settings(rounds=100, sample_us=1000.0)
+BENCH_SETTINGS = Settings(rounds=100, sample_us=1000.0, attempts=4)
 
 
 def bench_bundle(bundle: Bundle, settings: Settings = BENCH_SETTINGS) -> Latency:

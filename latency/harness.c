@@ -244,7 +244,7 @@ int main(void) {
     fflush(stdout);
 
     for (int i = 0; i < 200; i++) disturbance();
-    long rejected = 0, unsettled = 0;
+    long groups = 0, rejected = 0, unsettled = 0;
     static double scratch[GROUP], calmest[GROUP];
     for (int round = 0; round < rounds; round++) {
         for (int k = usable - 1; k > 0; k--) {
@@ -273,6 +273,7 @@ int main(void) {
                 if (worse <= 1.0) break;
                 rejected++;
             }
+            groups++;
             if (least > 1.0) unsettled++;
             for (int k = first; k < last; k++) {
                 struct job *job = &jobs[order[k]];
@@ -286,8 +287,8 @@ int main(void) {
 
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    printf("done %.1f %.1f %ld %ld %ld\n", sentinels[CLOCK].floor, sentinels[MEMORY].floor, rejected,
-           unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
+    printf("done %.1f %.1f %ld %ld %ld %ld\n", sentinels[CLOCK].floor, sentinels[MEMORY].floor, groups,
+           rejected, unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
     for (int i = 0; i < count; i++) {
         if (!jobs[i].count) continue;
         printf("samples %d", i);

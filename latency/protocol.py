@@ -18,6 +18,7 @@ import os
 import platform
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -43,12 +44,17 @@ __all__ = [
     "measure",
 ]
 
+UNSETTLED_SHARE = 0.05  # of the groups may stay disturbed before all is measured again
+PAUSE_SECONDS = 1.0  # before that: disturbances on shared machines last for seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How to measure: rounds (samples a job), length of a sample, tolerated drift of the sentinels.
 
-    A measuring process that says nothing for `stall_seconds` hangs, and is killed.
+    A measuring process that says nothing for `stall_seconds` hangs, and is killed. When more than a
+    few groups of samples stay disturbed to the end, all is measured again after a pause, up to
+    `attempts` times in all, and the calmest attempt counts.
     """
 
     rounds: int = 20
@@ -57,11 +63,12 @@ class Settings:
     memory_drift: float = 0.20
     seed: int = 1
     stall_seconds: float = 60.0
+    attempts: int = 1
 
     def __post_init__(self) -> None:
         lengths = (self.sample_us, self.clock_drift, self.memory_drift, self.stall_seconds)
-        if self.rounds < 1 or not all(length > 0 for length in lengths):
-            raise MeasurementError(f"rounds, lengths of time and drift must be positive: {self}")
+        if min(self.rounds, self.attempts) < 1 or not all(length > 0 for length in lengths):
+            raise MeasurementError(f"rounds, attempts, times and drifts must be positive: {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +121,31 @@ def measure(jobs: Sequence[Job], settings: Settings, progress: Progress | None =
     program = _harness()
     failures: dict[int, str] = {}
     before = _steal()
-    while True:
+    calmest: _Outcome | None = None
+    left = settings.attempts
+    while left:
         remaining = [index for index in range(len(jobs)) if index not in failures]
         outcome = _run(program, [jobs[index] for index in remaining], settings, progress)
         failures |= {remaining[index]: text for index, text in outcome.errors.items()}
-        if outcome.culprit is None:
+        if outcome.culprit is not None:
+            failures[remaining[outcome.culprit]] = outcome.reason
+            calmest = None
+            continue
+        outcome.samples = {remaining[index]: one for index, one in outcome.samples.items()}
+        if calmest is None or outcome.unsettled_share < calmest.unsettled_share:
+            calmest = outcome
+        left -= 1
+        if calmest.unsettled_share <= UNSETTLED_SHARE:
             break
-        failures[remaining[outcome.culprit]] = outcome.reason
+        if left:
+            time.sleep(PAUSE_SECONDS)
+    assert calmest is not None
     results = [TimingResult((), failures.get(index, "not measured")) for index in range(len(jobs))]
-    for index, samples in outcome.samples.items():
-        results[remaining[index]] = TimingResult(samples)
-    environment = _environment(before, outcome.switches)
-    return Report(tuple(results), outcome.rejected, outcome.unsettled, environment)
+    for index, samples in calmest.samples.items():
+        if index not in failures:
+            results[index] = TimingResult(samples)
+    environment = _environment(before, calmest.switches)
+    return Report(tuple(results), calmest.rejected, calmest.unsettled, environment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +177,17 @@ class Sentinels:
 class _Outcome:
     samples: dict[int, tuple[float, ...]]
     errors: dict[int, str]
+    groups: int = 0
     rejected: int = 0
     unsettled: int = 0
     switches: int = 0
     culprit: int | None = None
     reason: str = ""
+
+    @property
+    def unsettled_share(self) -> float:
+        """Share of the groups of samples whose sentinels never were calm."""
+        return self.unsettled / max(1, self.groups)
 
 
 def _run(
@@ -200,8 +226,9 @@ def _run(
                     progress(int(rest[0]), settings.rounds, int(rest[1]))
                 case "done":
                     found = Sentinels(float(rest[0]), float(rest[1]))
-                    outcome.rejected, outcome.unsettled, outcome.switches = map(int, rest[2:])
-                    reached = outcome.unsettled < settings.rounds
+                    counts = [int(one) for one in rest[2:]]
+                    outcome.groups, outcome.rejected, outcome.unsettled, outcome.switches = counts
+                    reached = outcome.unsettled < outcome.groups
                     sentinels.remember(memory, found, reached)
                     finished = True
                 case "samples":

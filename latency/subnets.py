@@ -18,7 +18,7 @@ from bignas.supernet.space import Architecture, SearchSpace
 
 __all__ = ["SUBNET_SETTINGS", "measure_subnets", "measured_subnets", "spread_sample"]
 
-SUBNET_SETTINGS = Settings(rounds=40, sample_us=500.0)
+SUBNET_SETTINGS = Settings(rounds=40, sample_us=500.0, attempts=4)
 
 
 def measure_subnets(

@@ -1,10 +1,12 @@
 """The protocol measures what it is given, whatever the others among it do."""
 
+import dataclasses
 import json
 import os
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +16,7 @@ from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import MeasurementError, ToolchainError
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Operator, Workload
+from bignas.latency import protocol
 from bignas.latency.protocol import (
     Job,
     KernelJob,
@@ -273,3 +276,27 @@ def test_the_measuring_program_compiles_without_warnings(
 def test_settings_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(MeasurementError, match="positive"):
         Settings(**values)  # type: ignore[arg-type]
+
+
+def test_the_calmest_attempt_counts(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disturbed attempts are repeated, no more often than asked for; a calm one ends the search."""
+    monkeypatch.setattr(protocol, "PAUSE_SECONDS", 0.0)
+    shares = [0.9, 0.3, 0.6]
+    original, seen = protocol._run, []
+
+    def disturbed(*arguments: Any) -> Any:
+        outcome = original(*arguments)
+        outcome.groups, outcome.unsettled = 100, int(100 * shares[len(seen)])
+        seen.append(outcome.samples[0])
+        return outcome
+
+    monkeypatch.setattr(protocol, "_run", disturbed)
+    jobs, settings = kernels(library, "fast"), dataclasses.replace(QUICK, attempts=3)
+    report = measure(jobs, settings)
+    assert report.unsettled == 30
+    assert report.results[0].samples_ns == seen[1]
+    assert len(seen) == 3
+    shares[:] = [0.5, 0.0, 0.0]
+    seen.clear()
+    assert measure(jobs, settings).unsettled == 0
+    assert len(seen) == 2
