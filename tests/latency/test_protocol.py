@@ -282,7 +282,8 @@ def test_the_calmest_attempt_counts(library: Path, monkeypatch: pytest.MonkeyPat
     """Disturbed attempts are repeated, no more often than asked for; a calm one ends the search."""
     monkeypatch.setattr(protocol, "PAUSE_SECONDS", 0.0)
     shares = [0.9, 0.3, 0.6]
-    original, seen = protocol._run, []
+    original = protocol._run
+    seen: list[tuple[float, ...]] = []
 
     def disturbed(*arguments: Any) -> Any:
         outcome = original(*arguments)
