@@ -4,7 +4,9 @@ Keyed by kernel generators, target, workload and schedule; an object that is mis
 and, since builds are deterministic, comes out the same.
 """
 
+import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +20,14 @@ from bignas.device_db.errors import BignasError
 from bignas.device_db.files import write_atomically
 from bignas.device_db.records import Target, Workload
 
-__all__ = ["BuiltObject", "ObjectCache", "RequestedObject", "build_objects", "cache_folder"]
+__all__ = [
+    "BuiltObject",
+    "ObjectCache",
+    "RequestedObject",
+    "build_objects",
+    "cache_folder",
+    "exit_with_parent",
+]
 
 RequestedObject = tuple[Workload, Schedule]
 BuiltObject = tuple[Workload, Schedule, str | None]  # why building failed, if it did
@@ -80,3 +89,19 @@ def build_objects(
         except BignasError as error:
             built.append((workload, schedule, str(error)))
     return built
+
+
+def exit_with_parent() -> None:
+    """Make this worker process end when the one that started it ends, even by `kill -9`.
+
+    A pool's workers hold each other's ends of the queue open, so that none of them would notice.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -14,7 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bignas.compile.codegen import symbol_of
-from bignas.compile.objects import BuiltObject, ObjectCache, RequestedObject, build_objects
+from bignas.compile.objects import (
+    BuiltObject,
+    ObjectCache,
+    RequestedObject,
+    build_objects,
+    exit_with_parent,
+)
 from bignas.compile.schedule import candidates
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import MeasurementError
@@ -89,7 +95,9 @@ class Tuner:
             return build_objects(folder, self.cache.target, pairs)
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(cores, mp_context=context)
+            self._pool = ProcessPoolExecutor(
+                cores, mp_context=context, initializer=exit_with_parent
+            )
         shares = [pairs[start : start + 8] for start in range(0, len(pairs), 8)]
         try:
             futures = [
