@@ -102,12 +102,24 @@ def _mnn(model: Model, threads: int) -> Prepared:
     return Prepared(lambda: interpreter.runSession(session), output.getData)
 
 
+class _Named(torch.nn.Module):
+    """pnnx writes module paths out as Python names, which must not start with a digit."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.network(x)
+        return scores
+
+
 def _ncnn(model: Model, threads: int) -> Prepared:
     ncnn = importlib.import_module("ncnn")
     pnnx = importlib.import_module("pnnx")
     with tempfile.TemporaryDirectory() as folder:
         traced = str(Path(folder) / "model.pt")
-        pnnx.export(model.module, traced, torch.from_numpy(model.image), fp16=False)
+        pnnx.export(_Named(model.module), traced, torch.from_numpy(model.image), fp16=False)
         net = ncnn.Net()
         net.opt.num_threads = threads
         net.opt.use_bf16_storage = False
