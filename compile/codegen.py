@@ -23,7 +23,7 @@ import numpy as np
 import tvm
 from tvm import tirx
 
-from bignas.compile.kernels import channelwise, pointwise, spatial
+from bignas.compile.kernels import bottleneck, channelwise, pointwise, spatial
 from bignas.compile.schedule import Schedule
 from bignas.device_db.errors import ModelError, TargetError, ToolchainError
 from bignas.device_db.records import Layout, Operator, Target, Workload
@@ -55,6 +55,7 @@ FAMILIES: Mapping[Operator, KernelFamily] = {
     Operator.DEPTHWISE: KernelFamily(spatial.emit_depthwise, spatial.pack_depthwise),
     Operator.GLOBAL_POOL: KernelFamily(channelwise.emit_global_pool),
     Operator.SCALE: KernelFamily(channelwise.emit_scale),
+    Operator.INVERTED_BOTTLENECK: KernelFamily(bottleneck.emit, bottleneck.pack),
 }
 
 
@@ -138,7 +139,7 @@ def code_hash() -> str:
     """
     digest = hashlib.sha256(compiler_version().encode())
     room = resources.files("bignas.compile")
-    for part in ("codegen.py", "schedule.py"):
+    for part in ("codegen.py", "fusion.py", "schedule.py"):
         digest.update(room.joinpath(part).read_bytes())
     for module in sorted(
         (one for one in room.joinpath("kernels").iterdir() if one.name.endswith(".py")),

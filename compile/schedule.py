@@ -6,15 +6,26 @@ in the register file, else the inner loop spills.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 
 from bignas.device_db.errors import InputError
 from bignas.device_db.records import Operator, Target, Workload
 
-__all__ = ["Schedule", "candidates", "column_groups", "vector_chunks"]
+__all__ = ["Schedule", "Split", "candidates", "column_groups", "task_count", "vector_chunks"]
 
 MAX_CANDIDATES = 6
 MAX_TILE = 16
+ALIKE = 0.05  # shares of threads that differ by less count as equal
+_DEFAULTS = {"split": "none", "window_tile": 0, "project_tile": 0, "project_vectors": 0}
+
+
+class Split(StrEnum):
+    """Which axis of its output a kernel divides among threads."""
+
+    NONE = "none"  # one thread computes everything
+    PIXELS = "pixels"  # tiles of pixels, or rows of the image
+    CHANNELS = "channels"  # groups of output channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,26 +33,36 @@ class Schedule:
     """How one kernel is tiled.
 
     `tile` positions (pixels) by `vectors` channel vectors are accumulated in registers at once; the
-    reduction loop is unrolled `unroll` times.
+    reduction loop is unrolled `unroll` times. In an inverted bottleneck these are the tile of the
+    expansion; `project_tile` and `project_vectors` are that of the projection, and `window_tile`
+    that of the depthwise convolution, in pixels.
     """
 
     tile: int = 1
     vectors: int = 1
     unroll: int = 1
+    split: Split = Split.NONE
+    window_tile: int = 0
+    project_tile: int = 0
+    project_vectors: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.tile, self.vectors, self.unroll) < 1:
+        inside = (self.window_tile, self.project_tile, self.project_vectors)
+        if min(self.tile, self.vectors, self.unroll) < 1 or min(inside) < 0:
             raise InputError(f"a schedule needs positive factors, not {self}")
 
     def to_text(self) -> str:
         """Return the canonical text form that is stored with measurements."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        values = {key: value for key, value in asdict(self).items() if value != _DEFAULTS.get(key)}
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_text(cls, text: str) -> "Schedule":
         """Return the schedule of a text form. Raises InputError when it is none."""
         try:
-            return cls(**json.loads(text))
+            values = json.loads(text)
+            values["split"] = Split(values.get("split", Split.NONE))
+            return cls(**values)
         except (TypeError, ValueError) as error:
             raise InputError(f"not a schedule: {text[:80]!r}") from error
 
@@ -68,7 +89,7 @@ def column_groups(channels: int, lanes: int, vectors: int) -> tuple[tuple[int, i
     return tuple((start, min(width, channels - start)) for start in range(0, channels, width))
 
 
-def candidates(workload: Workload, target: Target) -> tuple[Schedule, ...]:
+def candidates(workload: Workload, target: Target, threads: int = 1) -> tuple[Schedule, ...]:
     """Return the schedules worth measuring, the best guess first."""
     lanes, registers = target.vector_lanes, target.vector_registers
     match workload.operator:
@@ -78,12 +99,77 @@ def candidates(workload: Workload, target: Target) -> tuple[Schedule, ...]:
                 if workload.operator is Operator.POINTWISE
                 else workload.out_width
             )
-            return _register_tiles(pixels, workload.out_channels, lanes, registers)
+            tiles = _register_tiles(pixels, workload.out_channels, lanes, registers)
         case Operator.DEPTHWISE:
-            return _depthwise_tiles(workload, lanes, registers)
+            tiles = _depthwise_tiles(workload, lanes, registers)
         case Operator.GLOBAL_POOL | Operator.SCALE:
             widest = -(-workload.out_channels // lanes)
-            return tuple(Schedule(1, vectors, 1) for vectors in (4, 8) if vectors <= max(widest, 4))
+            tiles = tuple(
+                Schedule(1, vectors, 1) for vectors in (4, 8) if vectors <= max(widest, 4)
+            )
+        case Operator.INVERTED_BOTTLENECK:
+            tiles = _bottleneck_tiles(workload, lanes, registers)
+    if threads == 1:
+        return tiles
+    return tuple(_split(workload, one, lanes, threads) for one in tiles)
+
+
+def task_count(workload: Workload, schedule: Schedule, lanes: int) -> int:
+    """Return into how many tasks a kernel is divided; its range of tasks is part of each call."""
+    match schedule.split:
+        case Split.NONE:
+            return 1
+        case Split.CHANNELS:
+            return len(column_groups(workload.out_channels, lanes, schedule.vectors))
+        case Split.PIXELS if workload.operator in (Operator.POINTWISE, Operator.SCALE):
+            return -(-workload.height * workload.width // schedule.tile)
+        case Split.PIXELS:
+            return workload.out_height
+
+
+def _split(workload: Workload, schedule: Schedule, lanes: int, threads: int) -> Schedule:
+    """Divide a kernel where the shares of the threads are most equal.
+
+    Where both axes are, threads share the smaller of weights and activations: kernels of early
+    layers are divided by pixels, which also leaves a layer's output in the cache of the core that
+    reads it next, those of late layers by channels.
+    """
+    activations = workload.height * workload.width * workload.in_channels
+    axes = [Split.PIXELS, Split.CHANNELS]
+    if workload.operator is Operator.GLOBAL_POOL:
+        axes = [Split.CHANNELS]
+    elif workload.operator is Operator.INVERTED_BOTTLENECK:
+        axes = [Split.PIXELS]
+    elif workload.weight_count > activations:
+        axes.reverse()
+
+    def waste(axis: Split) -> float:
+        tasks = task_count(workload, replace(schedule, split=axis), lanes)
+        return -(-tasks // threads) * threads / tasks
+
+    best = min(waste(axis) for axis in axes)
+    return replace(schedule, split=next(a for a in axes if waste(a) <= best + ALIKE))
+
+
+def _bottleneck_tiles(workload: Workload, lanes: int, registers: int) -> tuple[Schedule, ...]:
+    """Tiles of a fused block, whose matrix products are computed row by row of the image."""
+    expand = _register_tiles(workload.width, workload.hidden_channels, lanes, registers)
+    project = _register_tiles(workload.out_width, workload.out_channels, lanes, registers)
+    window = min(8, workload.out_width)
+    pairs = [(expand[0], project[0])]
+    pairs += [
+        (expand[index], project[index]) for index in (1,) if index < min(len(expand), len(project))
+    ]
+    return tuple(
+        Schedule(
+            first.tile,
+            first.vectors,
+            window_tile=window,
+            project_tile=last.tile,
+            project_vectors=last.vectors,
+        )
+        for first, last in pairs
+    )
 
 
 def _register_tiles(pixels: int, channels: int, lanes: int, registers: int) -> tuple[Schedule, ...]:

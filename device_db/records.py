@@ -51,6 +51,8 @@ class Operator(StrEnum):
     DEPTHWISE = "depthwise"
     GLOBAL_POOL = "global_pool"  # mean over height and width
     SCALE = "scale"  # multiply each channel by a factor computed at run time (squeeze-excite)
+    # expand -> depthwise -> project as one kernel; without expand where hidden = in channels
+    INVERTED_BOTTLENECK = "inverted_bottleneck"
 
 
 class Activation(StrEnum):
@@ -96,12 +98,18 @@ class Subject(StrEnum):
     NETWORK = "network"
 
 
-_WEIGHTED = (Operator.CONV, Operator.POINTWISE, Operator.DEPTHWISE)
+_WEIGHTED = (
+    Operator.CONV,
+    Operator.POINTWISE,
+    Operator.DEPTHWISE,
+    Operator.INVERTED_BOTTLENECK,
+)
 _SAME_CHANNELS = (Operator.DEPTHWISE, Operator.GLOBAL_POOL, Operator.SCALE)
 _WITHOUT_WINDOW = (Operator.GLOBAL_POOL, Operator.SCALE)
 
 _KEY = re.compile(
     r"(?P<operator>[a-z_]+)-(?P<height>\d+)x(?P<width>\d+)x(?P<inner>\d+)(?:to(?P<outer>\d+))?"
+    r"(?:h(?P<hidden>\d+))?"
     r"-k(?P<kernel>\d+)s(?P<stride>\d+)p(?P<padding>\d+)-(?P<activation>[a-z0-9_]+)"
     r"(?P<residual>-residual)?(?P<nchw>-nchw)?",
     re.ASCII,
@@ -114,6 +122,11 @@ class Workload:
 
     Batch size is 1 and values are float32. `height` and `width` are those of the input; `padding`
     is added on all four sides. Pooling and scaling have no window, bias or residual.
+
+    An inverted bottleneck (Sandler et al., "MobileNetV2", CVPR 2018, section 3.3) computes
+    `project(activation(depthwise(activation(expand(x)))))`, each with its bias; window, stride and
+    padding are those of the depthwise convolution over `hidden_channels`, and its residual is its
+    own input. Other operators have no hidden channels.
 
     Raises:
         ModelError: a size that is not positive, or a combination no kernel exists for.
@@ -130,6 +143,7 @@ class Workload:
     activation: Activation = Activation.NONE
     residual: bool = False
     input_layout: Layout = Layout.NHWC
+    hidden_channels: int = 0
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "in_channels", "out_channels", "kernel", "stride"):
@@ -149,12 +163,25 @@ class Workload:
             (self.kernel, self.stride, self.padding) != (1, 1, 0) or self.residual
         ):
             raise ModelError(f"{operator} has no kernel, stride, padding or residual")
+        self._check_hidden()
         if self.padding >= self.kernel > 1 or (self.kernel == 1 and self.padding):
             raise ModelError(f"padding {self.padding} is too large for kernel {self.kernel}")
         if min(self.height, self.width) + 2 * self.padding < self.kernel:
             raise ModelError(
                 f"kernel {self.kernel} is larger than the padded {self.height}x{self.width} input"
             )
+
+    def _check_hidden(self) -> None:
+        _require_integer("hidden_channels", self.hidden_channels, 0, ModelError)
+        fused = self.operator is Operator.INVERTED_BOTTLENECK
+        if fused != (self.hidden_channels > 0):
+            raise ModelError(
+                f"{self.operator} {'needs' if fused else 'has no'} hidden channels,"
+                f" got {self.hidden_channels}"
+            )
+        fits = self.stride == 1 and self.in_channels == self.out_channels
+        if fused and self.residual and not fits:
+            raise ModelError("an inverted bottleneck with a residual keeps size and channels")
 
     @property
     def out_height(self) -> int:
@@ -174,15 +201,42 @@ class Workload:
     @property
     def macs(self) -> int:
         """Multiply-accumulates; pooling and scaling count none, as in published figures."""
+        if self.operator is Operator.INVERTED_BOTTLENECK:
+            expanded = self.height * self.width * self._expand_count
+            rest = self.weight_count - self._expand_count
+            return expanded + self.out_height * self.out_width * rest
         return self.out_height * self.out_width * self.weight_count
 
     @property
+    def _expand_count(self) -> int:
+        return self.in_channels * self.hidden_channels if self.expands else 0
+
+    @property
+    def expands(self) -> bool:
+        """Whether an inverted bottleneck starts with a pointwise expansion."""
+        return self.hidden_channels not in (0, self.in_channels)
+
+    @property
     def weight_count(self) -> int:
-        """Number of weights, without the bias of `out_channels` values."""
+        """Number of weights, without biases."""
         if self.operator not in _WEIGHTED:
             return 0
+        if self.operator is Operator.INVERTED_BOTTLENECK:
+            window = self.kernel * self.kernel
+            return self._expand_count + self.hidden_channels * (window + self.out_channels)
         inner = 1 if self.operator is Operator.DEPTHWISE else self.in_channels
         return inner * self.out_channels * self.kernel * self.kernel
+
+    @property
+    def bias_count(self) -> int:
+        """Number of biases: one for each output channel, and for each hidden one of its layers."""
+        return self.out_channels + self.hidden_channels * (1 + self.expands)
+
+    @property
+    def scratch_count(self) -> int:
+        """Values of scratch memory that a thread needs: rows of an inverted bottleneck's inside."""
+        rows = self.kernel * self.width * self.expands + self.out_width
+        return rows * self.hidden_channels
 
     @property
     def key(self) -> str:
@@ -191,8 +245,9 @@ class Workload:
         For example `depthwise-32x32x64-k3s1p1-relu` or `pointwise-8x8x96to24-k1s1p0-none-residual`.
         """
         outer = "" if self.in_channels == self.out_channels else f"to{self.out_channels}"
+        hidden = f"h{self.hidden_channels}" if self.hidden_channels else ""
         return (
-            f"{self.operator}-{self.height}x{self.width}x{self.in_channels}{outer}"
+            f"{self.operator}-{self.height}x{self.width}x{self.in_channels}{outer}{hidden}"
             f"-k{self.kernel}s{self.stride}p{self.padding}-{self.activation}"
             f"{'-residual' if self.residual else ''}"
             f"{'-nchw' if self.input_layout is Layout.NCHW else ''}"
@@ -221,6 +276,7 @@ class Workload:
                 activation=Activation(match["activation"]),
                 residual=match["residual"] is not None,
                 input_layout=Layout.NCHW if match["nchw"] else Layout.NHWC,
+                hidden_channels=int(match["hidden"] or 0),
             )
         except ValueError as error:
             raise ModelError(f"malformed workload key {text!r}: {error}") from error

@@ -1,12 +1,15 @@
 """What all kernels share: the signature, vector loads and stores, accumulators and epilogues.
 
-Every kernel is a plain C function of five pointers to float32,
+Every kernel is a plain C function of five pointers to float32 and a range of tasks,
 
     void kernel(const float *input, const float *weights, const float *bias,
-                const float *other, float *output);
+                float *other, float *output, int first, int last);
 
-where `other` is the residual, or the gate of a squeeze-excite block; pointers that a kernel has
-no use for are null. Activations are NHWC (the first kernel may read NCHW). Shapes are compiled in.
+where `other` is the residual, the gate of a squeeze-excite block, or the scratch memory of a fused
+block; pointers that a kernel has no use for are null. The tasks are slices of the output along the
+axis that the schedule splits: threads compute ranges of them that do not overlap. A kernel without
+a split computes everything whatever the range. Activations are NHWC (the first kernel may read
+NCHW). Shapes are compiled in.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +22,17 @@ from tvm.tirx.script.builder import ir as T  # noqa: N812  its name in all of TV
 
 from bignas.device_db.records import Activation, Workload
 
-__all__ = ["Arguments", "Tile", "activate", "build_function", "loop", "read", "write"]
+__all__ = [
+    "Arguments",
+    "Tile",
+    "activate",
+    "build_function",
+    "loop",
+    "output_store",
+    "prefetch",
+    "read",
+    "write",
+]
 
 Expr = Any  # TIR expressions carry no types that mypy could check
 Buffer = Any
@@ -37,35 +50,43 @@ EXP_RANGE = 87.0
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """The flat buffers of a kernel's five pointers."""
+    """The flat buffers of a kernel's five pointers, and its range of tasks."""
 
     input: Buffer
     weights: Buffer
     bias: Buffer
     other: Buffer
     output: Buffer
+    first: Expr
+    last: Expr
+
+    def tasks(self, start: int, stop: int, *, split: bool) -> Any:
+        """Return a loop over the tasks from `start` to `stop`: those in range if they are split."""
+        if not split:
+            return loop(start, stop)
+        return loop(tirx.max(self.first, start), tirx.min(self.last, stop))
 
 
 def build_function(name: str, workload: Workload, body: Callable[[Arguments], None]) -> Any:
     """Return the TIR function `name` whose statements `body` emits."""
-    pixels_in = workload.height * workload.width
     pixels_out = workload.out_height * workload.out_width
     sizes = {
-        "input": pixels_in * workload.in_channels,
+        "input": workload.height * workload.width * workload.in_channels,
         "weights": max(1, workload.weight_count),
-        "bias": workload.out_channels,
-        "other": pixels_out * workload.out_channels,
+        "bias": workload.bias_count,
+        "other": max(workload.scratch_count, pixels_out * workload.out_channels),
         "output": pixels_out * workload.out_channels,
     }
     with IRBuilder() as builder, T.prim_func():
         T.func_name(name)
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         pointers = {key: T.arg(key, T.handle("float32")) for key in sizes}
+        first, last = (T.arg(key, T.int32()) for key in ("first", "last"))
         buffers = {
             key: T.decl_buffer((size,), "float32", data=pointers[key], layout=None)
             for key, size in sizes.items()
         }
-        body(Arguments(**buffers))
+        body(Arguments(**buffers, first=first, last=last))
     return builder.get()
 
 
@@ -98,6 +119,11 @@ def write(buffer: Buffer, offset: Expr, lanes: int, value: Expr) -> None:
     T.buffer_store(buffer, value, [_index(offset, lanes)])
 
 
+def prefetch(buffer: Buffer, offset: Expr) -> None:
+    """Ask for the cache line of a value ahead of its use; addresses out of range are harmless."""
+    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", T.address_of(buffer[offset]), 0, 3, 1))
+
+
 class Tile:
     """Accumulators of `rows` positions by a group of channel vectors, kept in registers by LLVM."""
 
@@ -121,21 +147,31 @@ class Tile:
             for row in range(self.rows):
                 self.set(row, offset, lanes, read(bias, first_channel + offset, lanes))
 
-    def finish(
-        self,
-        workload: Workload,
-        arguments: Arguments,
-        position: Callable[[int], Expr],
-        first_channel: Expr,
-    ) -> None:
-        """Add the residual, apply the activation and store; `position(row)` is the output pixel."""
+    def finish(self, store: Callable[[int, int, int, Expr], None]) -> None:
+        """Hand every accumulator to `store(row, offset, lanes, value)`."""
         for row in range(self.rows):
             for offset, lanes in self.chunks:
-                target = position(row) * workload.out_channels + first_channel + offset
-                value = self.get(row, offset, lanes)
-                if workload.residual:
-                    value = value + read(arguments.other, target, lanes)
-                write(arguments.output, target, lanes, activate(value, workload.activation, lanes))
+                store(row, offset, lanes, self.get(row, offset, lanes))
+
+
+def output_store(
+    workload: Workload,
+    arguments: Arguments,
+    position: Callable[[int], Expr],
+    first_channel: Expr,
+) -> Callable[[int, int, int, Expr], None]:
+    """Return what ends most kernels: add the residual, apply the activation, store.
+
+    `position(row)` is the output pixel of a row of the tile.
+    """
+
+    def store(row: int, offset: int, lanes: int, value: Expr) -> None:
+        target = position(row) * workload.out_channels + first_channel + offset
+        if workload.residual:
+            value = value + read(arguments.other, target, lanes)
+        write(arguments.output, target, lanes, activate(value, workload.activation, lanes))
+
+    return store
 
 
 def activate(value: Expr, activation: Activation, lanes: int) -> Expr:

@@ -14,7 +14,7 @@ from bignas.compile.kernels.builder import (
     write,
 )
 from bignas.compile.kernels.pointwise import over_groups
-from bignas.compile.schedule import Schedule, vector_chunks
+from bignas.compile.schedule import Schedule, Split, vector_chunks
 from bignas.device_db.records import Workload
 
 __all__ = ["emit_global_pool", "emit_scale"]
@@ -38,7 +38,7 @@ def emit_global_pool(name: str, workload: Workload, schedule: Schedule, lanes: i
                 result = activate(mean, workload.activation, size)
                 write(arguments.output, first + offset, size, result)
 
-        over_groups(channels, lanes, schedule.vectors, group)
+        over_groups(channels, lanes, schedule, arguments, group)
 
     return build_function(name, workload, body)
 
@@ -52,13 +52,13 @@ def emit_scale(name: str, workload: Workload, schedule: Schedule, lanes: int) ->
             gates = Tile(1, vector_chunks(width, lanes))
             for offset, size in gates.chunks:
                 gates.set(0, offset, size, read(arguments.other, first + offset, size))
-            with loop(0, pixels) as pixel:
+            with arguments.tasks(0, pixels, split=schedule.split is Split.PIXELS) as pixel:
                 for offset, size in gates.chunks:
                     place = pixel * channels + first + offset
                     value = read(arguments.input, place, size) * gates.get(0, offset, size)
                     result = activate(value, workload.activation, size)
                     write(arguments.output, place, size, result)
 
-        over_groups(channels, lanes, schedule.vectors, group)
+        over_groups(channels, lanes, schedule, arguments, group)
 
     return build_function(name, workload, body)

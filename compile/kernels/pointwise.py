@@ -5,15 +5,31 @@ Positions x input channels (rows of the input) times input x output channels. A 
 channels; weights are packed group by group so that the inner loop reads them in order.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 
-from bignas.compile.kernels.builder import Arguments, Expr, Tile, build_function, loop, read, spread
-from bignas.compile.schedule import Schedule, column_groups, vector_chunks
+from bignas.compile.kernels.builder import (
+    Arguments,
+    Buffer,
+    Expr,
+    Tile,
+    build_function,
+    loop,
+    output_store,
+    prefetch,
+    read,
+    spread,
+)
+from bignas.compile.schedule import Schedule, Split, column_groups, vector_chunks
 from bignas.device_db.records import Workload
 
-__all__ = ["emit", "pack"]
+__all__ = ["Product", "emit", "over_groups", "pack"]
+
+LINE = 16  # float32 values of a cache line
 
 
 def pack(workload: Workload, schedule: Schedule, lanes: int, weights: np.ndarray) -> np.ndarray:
@@ -27,49 +43,97 @@ def emit(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:
     """Return the TIR function of a pointwise convolution."""
     pixels = workload.height * workload.width
     depth = workload.in_channels
-    full, rest = divmod(pixels, schedule.tile)
 
     def body(arguments: Arguments) -> None:
-        def tile(first_pixel: Expr, rows: int, first_channel: Expr, width: int) -> None:
+        product = Product(arguments.input, arguments.weights, arguments.bias, depth)
+
+        def tile(first_pixel: Expr, rows: int, first: Expr, width: int, index: Expr | None) -> None:
             accumulators = Tile(rows, vector_chunks(width, lanes))
-            accumulators.start(arguments.bias, first_channel)
+            place = product.at(first_channel=first, width=width)
+            place.accumulate(
+                accumulators, lambda row: (first_pixel + row) * depth, schedule.unroll, index
+            )
+            store = output_store(workload, arguments, lambda row: first_pixel + row, first)
+            accumulators.finish(store)
 
-            def step(k: Expr) -> None:
-                for offset, size in accumulators.chunks:
-                    row_of_weights = first_channel * depth + k * width + offset
-                    weight = read(arguments.weights, row_of_weights, size)
-                    for row in range(rows):
-                        value = read(arguments.input, (first_pixel + row) * depth + k, 1)
-                        total = accumulators.get(row, offset, size) + spread(value, size) * weight
-                        accumulators.set(row, offset, size, total)
-
-            unrolled = schedule.unroll
-            if depth >= unrolled:
-                with loop(0, depth // unrolled) as block:
-                    for inner in range(unrolled):
-                        step(block * unrolled + inner)
-            for k in range(depth - depth % unrolled, depth):
-                step(k)
-            accumulators.finish(workload, arguments, lambda row: first_pixel + row, first_channel)
-
-        def columns(first_channel: Expr, width: int) -> None:
+        def columns(first: Expr, width: int) -> None:
+            full, rest = divmod(pixels, schedule.tile)
+            by_pixels = schedule.split is Split.PIXELS
             if full:
-                with loop(0, full) as index:
-                    tile(index * schedule.tile, schedule.tile, first_channel, width)
+                with arguments.tasks(0, full, split=by_pixels) as index:
+                    ahead = index if pixels > 1 else None
+                    tile(index * schedule.tile, schedule.tile, first, width, ahead)
             if rest:
-                tile(full * schedule.tile, rest, first_channel, width)
+                with arguments.tasks(full, full + 1, split=by_pixels):
+                    tile(full * schedule.tile, rest, first, width, None)
 
-        over_groups(workload.out_channels, lanes, schedule.vectors, columns)
+        over_groups(workload.out_channels, lanes, schedule, arguments, columns)
 
     return build_function(name, workload, body)
 
 
-def over_groups(channels: int, lanes: int, vectors: int, emit_group: Any) -> None:
-    """Emit a loop over the channel groups of full width, and the narrower last group apart."""
-    groups = column_groups(channels, lanes, vectors)
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix product: where rows of inputs, packed weights and biases lie in their buffers."""
+
+    source: Buffer
+    weights: Buffer
+    bias: Buffer
+    depth: int
+    first_weight: Expr = 0
+    first_bias: Expr = 0
+    width: int = 0
+
+    def at(self, first_channel: Expr, width: int) -> "Product":
+        """Return the part of the product that computes one group of output channels."""
+        first_weight = self.first_weight + first_channel * self.depth
+        first_bias = self.first_bias + first_channel
+        return replace(self, first_weight=first_weight, first_bias=first_bias, width=width)
+
+    def accumulate(
+        self, tile: Tile, row_start: Callable[[int], Expr], unroll: int, index: Expr | None = None
+    ) -> None:
+        """Sum over the input channels; `row_start(row)` is where a position's inputs start.
+
+        While the tiles `index` = 0, 1, ... of a group are computed, the weights of the next group
+        are brought into the first-level cache, one line for each step of the reduction.
+        """
+        tile.start(self.bias, self.first_bias)
+
+        def step(k: Expr) -> None:
+            if index is not None:
+                passes = -(-self.width // LINE)
+                line = (tirx.min(index, passes - 1) * self.depth + k) * LINE
+                prefetch(self.weights, self.first_weight + self.width * self.depth + line)
+            for offset, size in tile.chunks:
+                weight = read(self.weights, self.first_weight + k * self.width + offset, size)
+                for row in range(tile.rows):
+                    value = read(self.source, row_start(row) + k, 1)
+                    total = tile.get(row, offset, size) + spread(value, size) * weight
+                    tile.set(row, offset, size, total)
+
+        if self.depth >= unroll:
+            with loop(0, self.depth // unroll) as block:
+                for inner in range(unroll):
+                    step(block * unroll + inner)
+        for k in range(self.depth - self.depth % unroll, self.depth):
+            step(k)
+
+
+def over_groups(
+    channels: int,
+    lanes: int,
+    schedule: Schedule,
+    arguments: Arguments,
+    emit_group: Callable[[Expr, int], None],
+) -> None:
+    """Emit a loop over the channel groups of full width, and the narrower ones apart."""
+    groups = column_groups(channels, lanes, schedule.vectors)
     width = groups[0][1]
     alike = sum(1 for _, size in groups if size == width)
-    with loop(0, alike) as index:
+    split = schedule.split is Split.CHANNELS
+    with arguments.tasks(0, alike, split=split) as index:
         emit_group(index * width, width)
-    for start, size in groups[alike:]:
-        emit_group(start, size)
+    for number, (start, size) in enumerate(groups[alike:], alike):
+        with arguments.tasks(number, number + 1, split=split):
+            emit_group(start, size)

@@ -7,17 +7,37 @@ of a row, whose positions are known when the code is written.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
-from bignas.compile.kernels.builder import Arguments, Expr, Tile, build_function, loop, read, spread
+from bignas.compile.kernels.builder import (
+    Arguments,
+    Buffer,
+    Expr,
+    Tile,
+    build_function,
+    loop,
+    output_store,
+    read,
+    spread,
+)
 from bignas.compile.kernels.pointwise import over_groups
-from bignas.compile.schedule import Schedule, column_groups, vector_chunks
+from bignas.compile.schedule import Schedule, Split, column_groups, vector_chunks
 from bignas.device_db.records import Layout, Workload
 
-__all__ = ["emit_conv", "emit_depthwise", "pack_conv", "pack_depthwise"]
+__all__ = [
+    "Window",
+    "depthwise_window_row",
+    "emit_conv",
+    "emit_depthwise",
+    "over_tiles",
+    "pack_conv",
+    "pack_depthwise",
+    "row_segments",
+]
 
 UNROLLED_CHANNELS = 4  # up to so many input channels (RGB) the reduction is written out
 
@@ -44,24 +64,27 @@ def pack_depthwise(
 
 def emit_depthwise(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:
     """Return the TIR function of a depthwise convolution."""
-    channels, kernel = workload.in_channels, workload.kernel
 
-    def row(arguments: Arguments, state: "_Window") -> None:
-        for column in range(kernel):
-            for offset, size in state.tile.chunks:
-                place = (state.window_row * kernel + column) * state.width + offset
-                weight = read(
-                    arguments.weights, state.first_channel * kernel * kernel + place, size
-                )
-                for pixel in range(state.tile.rows):
-                    if not state.inside(pixel, column):
-                        continue
-                    source = state.source(pixel, column) * channels + state.first_channel + offset
-                    product = read(arguments.input, source, size) * weight
-                    total = state.tile.get(pixel, offset, size) + product
-                    state.tile.set(pixel, offset, size, total)
+    def row(arguments: Arguments, state: Window) -> None:
+        depthwise_window_row(state, arguments.input, arguments.weights)
 
     return _emit(name, workload, schedule, lanes, row)
+
+
+def depthwise_window_row(state: "Window", source: Buffer, weights: Buffer, start: int = 0) -> None:
+    """Add one window row of a depthwise convolution to a tile; its weights begin at `start`."""
+    kernel, channels = state.workload.kernel, state.workload.in_channels
+    first_weight = start + state.first_channel * kernel * kernel
+    for column in range(kernel):
+        for offset, size in state.tile.chunks:
+            place = (state.window_row * kernel + column) * state.width + offset
+            weight = read(weights, first_weight + place, size)
+            for pixel in range(state.tile.rows):
+                if not state.inside(pixel, column):
+                    continue
+                place = state.source(pixel, column) * channels + state.first_channel + offset
+                total = state.tile.get(pixel, offset, size) + read(source, place, size) * weight
+                state.tile.set(pixel, offset, size, total)
 
 
 def emit_conv(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:
@@ -70,7 +93,7 @@ def emit_conv(name: str, workload: Workload, schedule: Schedule, lanes: int) -> 
     area = workload.height * workload.width
     planar = workload.input_layout is Layout.NCHW
 
-    def row(arguments: Arguments, state: "_Window") -> None:
+    def row(arguments: Arguments, state: Window) -> None:
         def step(k: Expr) -> None:
             base = state.first_channel * depth * kernel * kernel
             for column in range(kernel):
@@ -98,19 +121,21 @@ def emit_conv(name: str, workload: Workload, schedule: Schedule, lanes: int) -> 
     return _emit(name, workload, schedule, lanes, row)
 
 
-class _Window:
-    """Where a tile of output pixels stands, and which inputs one window row of it reads."""
+@dataclass
+class Window:
+    """Where a tile of output pixels stands, and which inputs one window row of it reads.
 
-    def __init__(
-        self, workload: Workload, tile: Tile, y: Expr, x: Expr, first_channel: Expr, width: int
-    ) -> None:
-        self.workload = workload
-        self.tile = tile
-        self.y = y
-        self.x = x
-        self.first_channel = first_channel
-        self.width = width
-        self.window_row: Expr = 0
+    `slot(row)` is the place of an input row in the buffer that holds the input.
+    """
+
+    workload: Workload
+    tile: Tile
+    y: Expr
+    x: Expr
+    first_channel: Expr
+    width: int
+    slot: Callable[[Expr], Expr] = lambda row: row
+    window_row: Expr = 0
 
     def inside(self, pixel: int, column: int) -> bool:
         """Return whether a tap lies in the image; tiles at a moving position never leave it."""
@@ -124,7 +149,20 @@ class _Window:
         one = self.workload
         y = self.y * one.stride - one.padding + self.window_row
         x = (self.x + pixel) * one.stride - one.padding + column
-        return y * one.width + x
+        return self.slot(y) * one.width + x
+
+    def accumulate(self, add_row: Callable[["Window"], None], *, whole: bool) -> None:
+        """Add the window rows that lie in the image; of `whole` windows, all do."""
+        one = self.workload
+        if whole:
+            for row in range(one.kernel):
+                self.window_row = row
+                add_row(self)
+            return
+        top = self.y * one.stride - one.padding
+        with loop(tirx.max(0, -top), tirx.min(one.kernel, one.height - top)) as row:
+            self.window_row = row
+            add_row(self)
 
 
 def _emit(
@@ -132,60 +170,57 @@ def _emit(
     workload: Workload,
     schedule: Schedule,
     lanes: int,
-    window_row: Callable[[Arguments, _Window], None],
+    window_row: Callable[[Arguments, Window], None],
 ) -> Any:
     """Emit the loops over channel groups, rows and tiles around the sum over one window row."""
-    first_inner, last_inner = _inner_rows(workload)
+    by_rows = schedule.split is Split.PIXELS
 
     def body(arguments: Arguments) -> None:
         def tile(y: Expr, x: Expr, pixels: int, first: Expr, width: int, whole: bool) -> None:
             accumulators = Tile(pixels, vector_chunks(width, lanes))
-            state = _Window(workload, accumulators, y, x, first, width)
             accumulators.start(arguments.bias, first)
-            if whole:
-                for row in range(workload.kernel):
-                    state.window_row = row
-                    window_row(arguments, state)
-            else:
-                top = y * workload.stride - workload.padding
-                start = tirx.max(0, -top) if not isinstance(y, int) else max(0, -top)
-                stop = (
-                    tirx.min(workload.kernel, workload.height - top)
-                    if not isinstance(y, int)
-                    else min(workload.kernel, workload.height - top)
-                )
-                with loop(start, stop) as index:
-                    state.window_row = index
-                    window_row(arguments, state)
+            window = Window(workload, accumulators, y, x, first, width)
+            window.accumulate(lambda state: window_row(arguments, state), whole=whole)
             accumulators.finish(
-                workload, arguments, lambda pixel: y * workload.out_width + x + pixel, first
+                output_store(
+                    workload, arguments, lambda pixel: y * workload.out_width + x + pixel, first
+                )
             )
 
-        def row(y: Expr, first: Expr, width: int, whole: bool) -> None:
-            for start, pixels, repeats in _row_tiles(workload, schedule.tile):
-                if repeats == 1:
-                    tile(y, start, pixels, first, width, whole)
-                else:
-                    with loop(0, repeats) as index:
-                        tile(y, start + index * pixels, pixels, first, width, whole)
-
         def group(first: Expr, width: int) -> None:
-            if schedule.unroll == 1 or last_inner <= first_inner:
-                with loop(0, workload.out_height) as y:
-                    row(y, first, width, whole=False)
-                return
-            if first_inner:
-                with loop(0, first_inner) as y:
-                    row(y, first, width, whole=False)
-            with loop(first_inner, last_inner) as y:
-                row(y, first, width, whole=True)
-            if last_inner < workload.out_height:
-                with loop(last_inner, workload.out_height) as y:
-                    row(y, first, width, whole=False)
+            for start, stop, whole in row_segments(workload, whole=schedule.unroll > 1):
+                with arguments.tasks(start, stop, split=by_rows) as y:
 
-        over_groups(workload.out_channels, lanes, schedule.vectors, group)
+                    def at(x: Expr, pixels: int, y: Expr = y, whole: bool = whole) -> None:
+                        tile(y, x, pixels, first, width, whole)
+
+                    over_tiles(workload, schedule.tile, at)
+
+        over_groups(workload.out_channels, lanes, schedule, arguments, group)
 
     return build_function(name, workload, body)
+
+
+def row_segments(workload: Workload, *, whole: bool) -> list[tuple[int, int, bool]]:
+    """Split the output rows (start, stop, whole) by whether their windows lie in the image.
+
+    Without `whole`, all rows are one segment of windows that may leave the image.
+    """
+    first, last = _inner_rows(workload)
+    if not whole or last <= first:
+        return [(0, workload.out_height, False)]
+    segments = [(0, first, False), (first, last, True), (last, workload.out_height, False)]
+    return [segment for segment in segments if segment[0] < segment[1]]
+
+
+def over_tiles(workload: Workload, tile: int, emit_tile: Callable[[Expr, int], None]) -> None:
+    """Emit the tiles of an output row, `emit_tile(x, pixels)`: a loop over those in the image."""
+    for start, pixels, repeats in _row_tiles(workload, tile):
+        if repeats == 1:
+            emit_tile(start, pixels)
+        else:
+            with loop(0, repeats) as index:
+                emit_tile(start + index * pixels, pixels)
 
 
 def _inner_rows(workload: Workload) -> tuple[int, int]:
