@@ -152,24 +152,30 @@ def _split(workload: Workload, schedule: Schedule, lanes: int, threads: int) -> 
 
 
 def _bottleneck_tiles(workload: Workload, lanes: int, registers: int) -> tuple[Schedule, ...]:
-    """Tiles of a fused block, whose matrix products are computed row by row of the image."""
-    expand = _register_tiles(workload.width, workload.hidden_channels, lanes, registers)
-    project = _register_tiles(workload.out_width, workload.out_channels, lanes, registers)
-    window = min(8, workload.out_width)
-    pairs = [(expand[0], project[0])]
-    pairs += [
-        (expand[index], project[index]) for index in (1,) if index < min(len(expand), len(project))
-    ]
+    """Tiles of a fused block, whose matrix products are computed row by row of the image.
+
+    Inputs of both products lie in the nearest cache, so one channel vector by many pixels is nearly
+    always best; where rows are short, the projection may want more vectors and fewer pixels.
+    """
+    expand = _narrow_tile(workload.width, registers)
+    narrow = Schedule(_narrow_tile(workload.out_width, registers), 1)
+    ranked = _register_tiles(workload.out_width, workload.out_channels, lanes, registers)
     return tuple(
         Schedule(
-            first.tile,
-            first.vectors,
-            window_tile=window,
-            project_tile=last.tile,
-            project_vectors=last.vectors,
+            expand,
+            1,
+            window_tile=min(8, workload.out_width),
+            project_tile=project.tile,
+            project_vectors=project.vectors,
         )
-        for first, last in pairs
+        for project in dict.fromkeys((narrow, ranked[0]))
     )
+
+
+def _narrow_tile(pixels: int, registers: int) -> int:
+    """Return the pixels of a tile of one channel vector: a row in equal shares, as few as fit."""
+    shares = -(-pixels // min(registers * 2 // 3, MAX_TILE))
+    return -(-pixels // shares)
 
 
 def _register_tiles(pixels: int, channels: int, lanes: int, registers: int) -> tuple[Schedule, ...]:

@@ -144,17 +144,18 @@ def emit(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:
             over_groups(workload.out_channels, lanes, project_schedule, arguments, group)
 
         first_row = arguments.first if schedule.split is Split.PIXELS else 0
-        for start, stop, whole in row_segments(depthwise, whole=True):
-            with arguments.tasks(start, stop, split=schedule.split is Split.PIXELS) as y:
-                if workload.expands:
-                    top = y * workload.stride - workload.padding
-                    before = top - workload.stride + kernel
-                    begin = tirx.Select(y == first_row, tirx.max(0, top), before)
-                    end = tirx.min(top + kernel, workload.height)
-                    with loop(tirx.min(begin, end), end) as row:
-                        expand_row(row)
-                window_row(y, whole=whole)
-                project_row(y)
+        with arguments.tasks(0, workload.out_height, split=schedule.split is Split.PIXELS) as y:
+            if workload.expands:
+                top = y * workload.stride - workload.padding
+                before = top - workload.stride + kernel
+                begin = tirx.Select(y == first_row, tirx.max(0, top), before)
+                end = tirx.min(top + kernel, workload.height)
+                with loop(tirx.min(begin, end), end) as row:
+                    expand_row(row)
+            for start, stop, whole in row_segments(depthwise, whole=True):
+                with loop(tirx.max(start, y), tirx.min(stop, y + 1)) as same:
+                    window_row(same, whole=whole)
+            project_row(y)
 
     return build_function(name, workload, body)
 
