@@ -31,7 +31,7 @@ from bignas.compile.objects import ObjectCache
 from bignas.compile.onnx_export import export_onnx
 from bignas.device_db.records import Device
 from bignas.device_db.store import Store
-from bignas.latency.protocol import measuring_core
+from bignas.latency.protocol import measuring_cores
 from bignas.latency.subnets import spread_sample
 from bignas.latency.tuned import schedules_of
 from bignas.latency.tuning import ensure_tuned
@@ -67,7 +67,7 @@ def main() -> None:
             for index, one in enumerate(architectures)
         ]
         _compile(models, device, store)
-        os.sched_setaffinity(0, {measuring_core()})
+        os.sched_setaffinity(0, set(measuring_cores(1)))
         entries: list[dict[str, Any]] = []
         for architecture, model in zip(architectures, models, strict=True):
             entry = race(model, names, threads=1)

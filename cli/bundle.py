@@ -54,12 +54,12 @@ def verify(output: Output, path: Path) -> None:
 @reporting
 def bench(output: Output, path: Path) -> None:
     """Measure the latency of a bundle on this machine."""
-    from bignas.cli.inputs import require_one_thread
+    from bignas.cli.inputs import require_cores
     from bignas.compile.bundle import Bundle
     from bignas.latency.bench import bench_bundle
 
     bundle = Bundle.load(path)
-    require_one_thread(bundle.manifest.device, bundle.manifest.threads)
+    require_cores(bundle.manifest.device, bundle.manifest.threads)
     latency = bench_bundle(bundle)
     document = {
         "latency_ms": {

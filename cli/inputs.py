@@ -23,10 +23,10 @@ __all__ = [
     "read_one_architecture",
     "require_bundle_place",
     "require_compilable",
+    "require_cores",
     "require_file_place",
     "require_folder_place",
     "require_measurable",
-    "require_one_thread",
 ]
 
 
@@ -125,8 +125,7 @@ def require_measurable(device: Device) -> None:
     """Make sure that latencies of a device can be measured on this machine.
 
     Raises:
-        TargetError: it is another machine, needs instructions that this one lacks, or several
-            threads.
+        TargetError: it is another machine, or needs instructions or cores that this one lacks.
     """
     here = probe_local()
     advice = "measure on the device itself, then export and import it"
@@ -144,7 +143,7 @@ def require_measurable(device: Device) -> None:
             f"device {device.name!r} ({device.target.cpu}) has instructions that this processor"
             f" ({here.target.cpu}) lacks: {advice}"
         )
-    require_one_thread(device.name, device.threads)
+    require_cores(device.name, device.threads)
 
 
 def require_compilable(device: Device) -> None:
@@ -154,22 +153,20 @@ def require_compilable(device: Device) -> None:
     be tuned.
 
     Raises:
-        TargetError: it uses several threads, or is of this machine's family and not measurable.
+        TargetError: it is of this machine's family and not measurable.
     """
-    if is_foreign(device.target):
-        require_one_thread(device.name, device.threads)
-    else:
+    if not is_foreign(device.target):
         require_measurable(device)
 
 
-def require_one_thread(device: str, threads: int) -> None:
-    """Make sure that a device uses one thread, as all binaries do.
+def require_cores(device: str, threads: int) -> None:
+    """Make sure that this process may use as many cores as a device's binaries have threads.
 
     Raises:
-        TargetError: it uses several.
+        TargetError: it may not.
     """
-    if threads != 1:
+    cores = probe_local().cores
+    if threads > cores:
         raise TargetError(
-            f"device {device!r} uses {threads} threads, binaries use one:"
-            " add a device with --threads 1"
+            f"device {device!r} uses {threads} threads, this machine has {cores} cores"
         )

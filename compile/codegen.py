@@ -139,7 +139,7 @@ def code_hash() -> str:
     """
     digest = hashlib.sha256(compiler_version().encode())
     room = resources.files("bignas.compile")
-    for part in ("codegen.py", "fusion.py", "schedule.py"):
+    for part in ("codegen.py", "inverted_bottleneck.py", "schedule.py"):
         digest.update(room.joinpath(part).read_bytes())
     for module in sorted(
         (one for one in room.joinpath("kernels").iterdir() if one.name.endswith(".py")),

@@ -16,6 +16,8 @@ from bignas.device_db.records import Device, MachineArchitecture
 __all__ = ["build_runner"]
 
 _SETTINGS = "settings.c"
+# what the runner does without, by whether it starts threads: it does so without a C library
+_THREADS = {False: ("pool.c", "pool.h", "pool_posix.c", "pool_raw.c"), True: ("pool_posix.c",)}
 _SUPPORTED = (
     MachineArchitecture.X86_64,
     MachineArchitecture.AARCH64,
@@ -39,7 +41,7 @@ def build_runner(network: CompiledNetwork, device: Device, tolerance: float) -> 
     sources = {
         one.name: one.read_bytes()
         for one in sorted(folder.iterdir(), key=lambda one: one.name)
-        if one.name.endswith((".c", ".h"))
+        if one.name.endswith((".c", ".h")) and one.name not in _THREADS[device.threads > 1]
     }
     sources |= network_sources(network.plan)
     sources[_SETTINGS] = _settings(device, tolerance).encode()

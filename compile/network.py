@@ -1,6 +1,6 @@
 """A kernel graph -> a shared library: built kernels, call plan and a small C runtime, linked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,17 @@ from bignas.compile.workload import workloads
 from bignas.device_db.records import Operator, Workload
 from bignas.supernet.space import Architecture, SearchSpace
 
-__all__ = ["CompiledNetwork", "build_network", "graph_with_random_weights", "network_sources"]
+__all__ = [
+    "THREADS_OF_LIBRARY",
+    "CompiledNetwork",
+    "build_network",
+    "graph_with_random_weights",
+    "network_sources",
+    "runtime_files",
+]
+
+
+THREADS_OF_LIBRARY = ("pool.c", "pool.h", "pool_posix.c")  # where there is a C library
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +46,9 @@ class CompiledNetwork:
 
 
 def build_network(
-    graph: KernelGraph, schedules: Mapping[Workload, Schedule], cache: ObjectCache
+    graph: KernelGraph, schedules: Mapping[Workload, Schedule], cache: ObjectCache, threads: int = 1
 ) -> CompiledNetwork:
-    """Link a network from cached kernels; nothing is measured.
+    """Link a network for so many threads from cached kernels; nothing is measured.
 
     Raises:
         ToolchainError: a kernel cannot be built, or the linker is missing or fails.
@@ -47,7 +57,7 @@ def build_network(
     chosen = tuple(
         None if isinstance(call, FallbackCall) else schedules[call.workload] for call in graph.calls
     )
-    plan = make_plan(graph, chosen, cache.target.vector_lanes)
+    plan = make_plan(graph, chosen, cache.target.vector_lanes, threads)
     objects: dict[str, Path] = {}
     for call, schedule in zip(graph.calls, chosen, strict=True):
         if isinstance(call, FallbackCall):
@@ -56,19 +66,26 @@ def build_network(
             symbol = symbol_of(call.workload, schedule)
             objects[symbol] = cache.path(call.workload, schedule)
     files = tuple(objects.values())
-    library = link_shared_library(network_sources(plan), files, cache.target)
+    sources = network_sources(plan)
+    if threads > 1:
+        sources |= runtime_files(THREADS_OF_LIBRARY)
+    library = link_shared_library(sources, files, cache.target)
     return CompiledNetwork(library, graph, chosen, plan, files)
 
 
 def network_sources(plan: Plan) -> dict[str, bytes]:
-    """Return the files that a network's library is compiled from, by name; kernels apart."""
-    runner = resources.files("bignas.compile.runner")
+    """Return the files that a network is compiled from, by name; kernels and threads apart."""
     return {
         "network.c": plan.source.encode(),
-        "runtime.c": runner.joinpath("runtime.c").read_bytes(),
-        "bignas.h": runner.joinpath("bignas.h").read_bytes(),
         "weights.bin": plan.weights,
+        **runtime_files(("runtime.c", "bignas.h")),
     }
+
+
+def runtime_files(names: Iterable[str]) -> dict[str, bytes]:
+    """Return C files of the runtime, by name."""
+    folder = resources.files("bignas.compile.runner")
+    return {name: folder.joinpath(name).read_bytes() for name in names}
 
 
 def graph_with_random_weights(

@@ -2,6 +2,9 @@
 
 Activations share one workspace: a value's place is free again after its last reader has run.
 Weights and biases are one read-only block, packed as each kernel reads them.
+
+With several threads, every kernel is computed by all of them, each its share of the kernel's tasks;
+a barrier stands wherever a kernel reads what another thread may have written.
 """
 
 from collections.abc import Sequence
@@ -10,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bignas.compile.codegen import pack_weights, symbol_of
-from bignas.compile.graph import INPUT, Call, FallbackCall, KernelGraph
-from bignas.compile.schedule import Schedule
+from bignas.compile.graph import INPUT, Call, FallbackCall, KernelCall, KernelGraph
+from bignas.compile.schedule import Schedule, task_count
 from bignas.device_db.errors import InputError
 
 __all__ = ["Plan", "make_plan"]
@@ -28,12 +31,14 @@ class Plan:
     workspace_bytes: int
 
 
-def make_plan(graph: KernelGraph, schedules: Sequence[Schedule | None], lanes: int) -> Plan:
-    """Return the plan of a network; `lanes` of the target's vectors.
+def make_plan(
+    graph: KernelGraph, schedules: Sequence[Schedule | None], lanes: int, threads: int = 1
+) -> Plan:
+    """Return the plan of a network for `threads` threads; `lanes` of the target's vectors.
 
     There is one schedule a call, and none where the call is a fallback.
     """
-    places, floats = _place_values(graph)
+    places, floats = _place_values(graph, threads)
     blocks: list[np.ndarray] = []
     size = 0
 
@@ -51,8 +56,7 @@ def make_plan(graph: KernelGraph, schedules: Sequence[Schedule | None], lanes: i
     def value(name: str) -> str:
         return INPUT if name == INPUT else f"m + {places[name]}"
 
-    declarations: list[str] = []
-    lines: list[str] = []
+    steps: list[_Step] = []
     for call, schedule in zip(graph.calls, schedules, strict=True):
         if isinstance(call, FallbackCall):
             kernel = call.kernel
@@ -62,30 +66,31 @@ def make_plan(graph: KernelGraph, schedules: Sequence[Schedule | None], lanes: i
                 else value(name)
                 for name in call.operands
             ]
-            arguments += [value(name) for name, _ in _areas(call)]
-            declarations.append(
-                _declaration(kernel.symbol, len(call.operands), len(kernel.scratch))
-            )
-            lines.append(f"    {kernel.symbol}({', '.join(arguments)});  /* {kernel.key} */")
+            arguments += [value(name) for name, _ in _areas(call, threads)]
+            steps.append(_Step(kernel.symbol, kernel.key, arguments, len(call.operands)))
             continue
         if schedule is None:
             raise InputError(f"no schedule for {call.workload.key}")
-        symbol = symbol_of(call.workload, schedule)
-        declarations.append(_declaration(symbol, 4, 0))
         packed = np.zeros(0, np.float32)
         if call.weights is not None:
             packed = pack_weights(call.workload, schedule, lanes, call.weights)
         has_bias = call.weights is not None
+        scratch = _aligned(call.workload.scratch_count)
+        other = value(call.other) if call.other else "0"
+        if scratch:
+            other = f"m + {places[_scratch_name(call)]} + (size_t)part * {scratch}"
         arguments = [
             value(call.input),
             append(packed),
             append(call.bias) if has_bias else "0",
-            value(call.other) if call.other else "0",
+            other,
             value(call.output),
         ]
-        lines.append(f"    {symbol}({', '.join(arguments)});  /* {call.workload.key} */")
+        symbol = symbol_of(call.workload, schedule)
+        tasks = task_count(call.workload, schedule, lanes)
+        steps.append(_Step(symbol, call.workload.key, arguments, 3, tasks))
     weights = np.concatenate(blocks) if blocks else np.zeros(ALIGNMENT, np.float32)
-    source = _source(graph, declarations, lines, places[graph.calls[-1].output], floats * 4)
+    source = _source(graph, steps, places[graph.calls[-1].output], floats * 4, threads)
     return Plan(source, weights.tobytes(), floats * 4)
 
 
@@ -93,18 +98,49 @@ def _aligned(count: int) -> int:
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
-def _areas(call: Call) -> list[tuple[str, int]]:
-    """Return name and size of what a call writes: its output, then a fallback's scratch."""
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One call in C; the first `constant` arguments are only read. A fallback has no tasks."""
+
+    symbol: str
+    key: str
+    arguments: Sequence[str]
+    constant: int
+    tasks: int = 0
+
+    @property
+    def declaration(self) -> str:
+        pointers = ["const float *"] * self.constant
+        pointers += ["float *"] * (len(self.arguments) - self.constant)
+        ends = ["int", "int"] if self.tasks else []
+        return f"void {self.symbol}({', '.join([*pointers, *ends])});"
+
+    def call(self, first: str = "0", last: str | None = None) -> str:
+        """Return the call of the tasks from `first` to `last`, all of them if nothing is said."""
+        ends = [first, last or str(self.tasks)] if self.tasks else []
+        return f"{self.symbol}({', '.join([*self.arguments, *ends])});"
+
+
+def _scratch_name(call: KernelCall) -> str:
+    return f"{call.output}.scratch"
+
+
+def _areas(call: Call, threads: int) -> list[tuple[str, int]]:
+    """Return name and size of what a call writes: its output, then scratch areas."""
     areas = [(call.output, _aligned(call.output_floats))]
     if isinstance(call, FallbackCall):
         for index, size in enumerate(call.kernel.scratch):
             areas.append((f"{call.output}.scratch{index}", _aligned(size)))
+    elif call.workload.scratch_count:
+        areas.append((_scratch_name(call), _aligned(call.workload.scratch_count) * threads))
     return areas
 
 
-def _place_values(graph: KernelGraph) -> tuple[dict[str, int], int]:
+def _place_values(graph: KernelGraph, threads: int) -> tuple[dict[str, int], int]:
     """First fit over lifetimes: return the offset of each value and the size of the workspace."""
-    last_use = {name: index for index, call in enumerate(graph.calls) for name, _ in _areas(call)}
+    last_use = {
+        name: index for index, call in enumerate(graph.calls) for name, _ in _areas(call, threads)
+    }
     for index, call in enumerate(graph.calls):
         for name in call.reads:
             if name != INPUT:
@@ -114,7 +150,7 @@ def _place_values(graph: KernelGraph) -> tuple[dict[str, int], int]:
     total = 0
     for index, call in enumerate(graph.calls):
         live = [entry for entry in live if last_use[entry[2]] >= index]
-        for name, size in _areas(call):
+        for name, size in _areas(call, threads):
             offset = 0
             for start, length, _ in sorted(live):
                 if offset + size <= start:
@@ -126,23 +162,17 @@ def _place_values(graph: KernelGraph) -> tuple[dict[str, int], int]:
     return places, total
 
 
-def _declaration(symbol: str, operands: int, scratch: int) -> str:
-    arguments = ", ".join(["const float *"] * operands + ["float *"] * (1 + scratch))
-    return f"void {symbol}({arguments});"
-
-
 def _source(
-    graph: KernelGraph,
-    declarations: Sequence[str],
-    lines: Sequence[str],
-    output: int,
-    workspace: int,
+    graph: KernelGraph, steps: Sequence[_Step], output: int, workspace: int, threads: int
 ) -> str:
     channels, height, width = graph.input_shape
+    copy = f"memcpy(output, m + {output}, {graph.output_size} * sizeof(float));"
+    body = _parallel(steps, copy, threads) if threads > 1 else _serial(steps, copy)
     return "\n".join(
         [
             "/* The kernels of one network in the order in which they run. */",
             '#include "bignas.h"',
+            *(['#include "pool.h"'] if threads > 1 else []),
             "#include <string.h>",
             "",
             '__asm__(".section .rodata\\n"',
@@ -153,17 +183,62 @@ def _source(
             'extern const float w[] __asm__("bignas_weights")',
             '    __attribute__((visibility("hidden")));',
             "",
-            *dict.fromkeys(declarations),
+            *dict.fromkeys(step.declaration for step in steps),
             "void bignas_network(const float *input, float *output, float *m);",
             "",
             f"size_t bignas_input_floats(void) {{ return {channels * height * width}; }}",
             f"size_t bignas_output_floats(void) {{ return {graph.output_size}; }}",
             f"size_t bignas_workspace_bytes(void) {{ return {workspace}; }}",
             "",
-            "void bignas_network(const float *input, float *output, float *m) {",
-            *lines,
-            f"    memcpy(output, m + {output}, {graph.output_size} * sizeof(float));",
-            "}",
-            "",
+            *body,
         ]
     )
+
+
+def _serial(steps: Sequence[_Step], copy: str) -> list[str]:
+    return [
+        "void bignas_network(const float *input, float *output, float *m) {",
+        "    enum { part = 0 };",
+        *(f"    {step.call()}  /* {step.key} */" for step in steps),
+        f"    {copy}",
+        "}",
+        "",
+    ]
+
+
+def _parallel(steps: Sequence[_Step], copy: str, threads: int) -> list[str]:
+    lines: list[str] = []
+    divided = False  # whether the step before ran on all threads
+    for step in steps:
+        if step.tasks > 1:
+            lines.append("    pool_barrier(call);" if lines else "")
+            share = "pool_share({}, part{}, call)"
+            first, last = (share.format(step.tasks, end) for end in ("", " + 1"))
+            lines.append(f"    {step.call(first, last)}  /* {step.key} */")
+        else:
+            if divided:
+                lines.append("    pool_barrier(call);")
+            lines.append(f"    if (part == 0) {step.call()}  /* {step.key} */")
+        divided = step.tasks > 1
+    if divided:
+        lines.append("    pool_barrier(call);")
+    return [
+        "struct values {",
+        "    const float *input;",
+        "    float *output, *m;",
+        "};",
+        "",
+        "static void compute(void *argument, int part, struct pool_call *call) {",
+        "    const struct values *values = argument;",
+        "    const float *input = values->input;",
+        "    float *output = values->output, *m = values->m;",
+        *(line for line in lines if line),
+        f"    if (part == 0) {copy}",
+        "}",
+        "",
+        "void bignas_network(const float *input, float *output, float *m) {",
+        "    struct values values = {input, output, m};",
+        f"    pool_run(compute, &values, {threads});",
+        "}",
+        "",
+    ]

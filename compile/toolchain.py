@@ -25,7 +25,7 @@ __all__ = ["link_program", "link_shared_library", "link_standalone"]
 
 FLAGS = ("-O2", "-fPIC", "-std=c11", "-s", "-Wl,--build-id=none")
 SHARED_FLAGS = ("-shared", "-Wl,--as-needed", "-Wl,-z,noexecstack")
-LIBRARIES = ("-ldl", "-lm")
+LIBRARIES = ("-ldl", "-lm", "-lpthread")
 # no C library: a program that runs in an empty file system
 STANDALONE_FLAGS = (
     "-static",

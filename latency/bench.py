@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ def bench_bundle(bundle: Bundle, settings: Settings = BENCH_SETTINGS) -> Latency
     with tempfile.TemporaryDirectory(prefix="bignas-bench-") as folder:
         library = Path(folder) / LIBRARY
         shutil.copyfile(bundle.path / LIBRARY, library)
+        settings = replace(settings, threads=bundle.manifest.threads)
         report = measure([NetworkJob(library)], settings)
     result = report.results[0]
     if result.error is not None:

@@ -15,9 +15,8 @@ from bignas.device_db.store import Store
 from bignas.latency import metrics
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.recording import Recorder
-from bignas.latency.subnets import measure_subnets, measured_subnets
-from bignas.latency.tuned import schedules_of
-from bignas.latency.tuning import ensure_tuned
+from bignas.latency.subnets import measure_subnets, measured_subnets, typical_weights_bytes
+from bignas.latency.tuning import ensure_networks_tuned
 from bignas.supernet.space import Architecture, SearchSpace
 
 __all__ = ["PredictorEvaluation", "evaluate_predictor"]
@@ -75,10 +74,12 @@ def evaluate_predictor(
     recorder = Recorder(device.name)
     for start in range(0, len(fresh), BATCH):
         batch = fresh[start : start + BATCH]
-        needed = [one for architecture in batch for one in workloads(space, architecture)]
-        schedules = schedules_of(ensure_tuned(needed, device, store, cache))
+        layers = [workloads(space, architecture) for architecture in batch]
+        kernels = ensure_networks_tuned(
+            layers, device, store, cache, weights_bytes=typical_weights_bytes(space)
+        )
         for results in (first, second):
-            records = measure_subnets(space, batch, schedules, cache, recorder)
+            records = measure_subnets(space, batch, kernels, device, cache, recorder)
             results += [_latency_ms(one) for one in records]
         if progress is not None:
             progress(start + len(batch), len(fresh))

@@ -39,7 +39,9 @@ _CHEAP_ACTIVATIONS = (Activation.NONE, Activation.RELU, Activation.RELU6)
 
 # --- kernels --------------------------------------------------------------------------------------
 
-ROOFLINE_FEATURES = ("constant", "dense_macs", "pointwise_macs", "depthwise_macs", "bytes")
+ROOFLINE_FEATURES = (
+    "constant", "dense_macs", "pointwise_macs", "depthwise_macs", "fused_macs", "bytes",
+)  # fmt: skip
 
 KERNEL_FEATURES = (
     "log_macs",
@@ -49,6 +51,7 @@ KERNEL_FEATURES = (
     "log_out_pixels",
     "log_in_channels",
     "log_out_channels",
+    "log_hidden_channels",
     "log_macs_per_byte",
     "out_width",
     "kernel",
@@ -70,6 +73,7 @@ def roofline_features(workloads: Sequence[Workload]) -> Array:
             work.macs if work.operator is Operator.CONV else 0,
             work.macs if work.operator is Operator.POINTWISE else 0,
             work.macs if work.operator is Operator.DEPTHWISE else 0,
+            work.macs if work.operator is Operator.INVERTED_BOTTLENECK else 0,
             _input_bytes(work) + _output_bytes(work) + _weight_bytes(work),
         )
         for work in workloads
@@ -93,6 +97,7 @@ def _kernel_row(work: Workload) -> list[float]:
         np.log(work.out_height * work.out_width),
         np.log(work.in_channels),
         np.log(work.out_channels),
+        np.log1p(work.hidden_channels),
         np.log1p(work.macs / traffic),
         work.out_width,
         work.kernel,
@@ -208,14 +213,19 @@ _UNKNOWN = -1  # row of a part not met before
 class SpaceSums:
     """Computes `NetworkSums` of architectures of one space; remembers the sums of their parts.
 
-    `estimate` gives the latencies of kernels; it has to be a pure function. The memory is only a
-    cache: what it returns does not depend on what it was asked before.
+    `estimate` gives the latencies of kernels, `choose` the kernels that layers are built from; both
+    have to be pure functions. The memory is only a cache: what it returns does not depend on what
+    it was asked before.
     """
 
     def __init__(
-        self, space: SearchSpace, estimate: Callable[[Sequence[Workload]], KernelEstimates]
+        self,
+        space: SearchSpace,
+        estimate: Callable[[Sequence[Workload]], KernelEstimates],
+        choose: Callable[[Sequence[Workload]], tuple[Workload, ...]],
     ) -> None:
         self._space = space
+        self._choose = choose
         self._estimate = estimate
         self._rows: dict[Hashable, int] = {}
         self._sums = np.zeros((0, _FIRST_OPERATOR + len(_OPERATORS)))
@@ -271,7 +281,7 @@ class SpaceSums:
         for architecture, part_keys in zip(architectures, keys, strict=True):
             parts = part_workloads(self._space, architecture)
             missing.update(
-                (key, part)
+                (key, self._choose(part))
                 for key, part in zip(part_keys, parts, strict=True)
                 if key not in self._rows
             )
@@ -289,7 +299,7 @@ class SpaceSums:
 
 
 def part_workloads(space: SearchSpace, architecture: Architecture) -> list[tuple[Workload, ...]]:
-    """Return the kernels of the stem, of each stage and of the tail of an architecture."""
+    """Return the layers of the stem, of each stage and of the tail of an architecture."""
     layers = space.layers(architecture)
     lengths = [1]
     channels = architecture.stem_channels

@@ -7,15 +7,23 @@
  * it. When either is slower than it can be, the group's samples are thrown away and repeated; after
  * many attempts the one with the calmest sentinels is taken.
  *
- *   cpu N | rounds N | sample_ns N | seed N
+ *   cpu N | threads N | rounds N | sample_ns N | seed N     (cpu: one line for each allowed core)
+ *   flush N                                                 (bytes of the core's own cache, or 0)
  *   clock TOLERANCE NS | memory TOLERANCE NS                (NS: reference, 0 when there is none)
- *   kernel IN WEIGHTS BIAS OTHER OUT SYMBOL LIBRARY        (sizes in floats)
+ *   kernel IN WEIGHTS BIAS OTHER OUT SCRATCH TASKS SYMBOL LIBRARY     (sizes in floats)
  *   network LIBRARY
  *   run
  *
- * LIBRARY is the rest of the line, so that its path may hold spaces.
+ * LIBRARY is the rest of the line, so that its path may hold spaces. SCRATCH is what each thread
+ * needs of its own in the place of OTHER.
+ *
+ * Kernels meet the caches as they will in their network. Its activations were just written; its
+ * weights are near when the weights of the whole network are (flush 0). Otherwise each call has
+ * weights of its own, which are read, and then pushed out of the core's own cache, before the call.
  */
 #define _GNU_SOURCE
+#include "pool.h"
+
 #include <dlfcn.h>
 #include <sched.h>
 #include <stdint.h>
@@ -25,13 +33,15 @@
 #include <sys/resource.h>
 #include <time.h>
 
-typedef void (*kernel_fn)(const float *, const float *, const float *, const float *, float *);
+typedef void (*kernel_fn)(const float *, const float *, const float *, float *, float *, int, int);
 typedef int (*network_fn)(const float *, float *, void *);
 
 struct job {
     kernel_fn kernel;
     network_fn network;
     size_t sizes[5]; /* input, weights, bias, other, output; a network: input, -, -, workspace, output */
+    size_t scratch; /* floats of each thread, a kernel's */
+    int tasks;
     char library[4096], symbol[128];
     int inner, count;
     double expected_ns;
@@ -41,7 +51,11 @@ struct job {
 enum { GROUP = 4096 };
 static const double GROUP_NS = 1e6;
 
-static float *buffers[5];
+enum { INPUT, WEIGHTS, BIAS, OTHER, OUTPUT, BUFFERS };
+enum { ARENA_FLOATS = 1 << 21 }; /* for weights of several calls, when those are not near */
+static float *buffers[BUFFERS];
+static int threads = 1;
+static size_t flushed_floats;
 static volatile float sink;
 
 static double now_ns(void) {
@@ -54,6 +68,7 @@ static double now_ns(void) {
  * earlier runs on this machine when that is lower. Inputs are read from volatile variables, or the
  * compiler would compute the results itself. */
 enum { CLOCK, MEMORY, SENTINELS, HISTORY = 2048, STREAM_FLOATS = 1 << 19, ATTEMPTS = 30 };
+enum { LINE_FLOATS = 16 };
 
 struct sentinel {
     double readings[HISTORY], reference, floor, tolerance;
@@ -64,12 +79,22 @@ static struct sentinel sentinels[SENTINELS];
 static volatile float one = 1.0f, slope = 0.999f, offset = 0.001f;
 static float *stream;
 
-static double read_clock(void) {
+static void read_clock_of_thread(void *readings, int part, struct pool_call *call) {
+    (void)call;
     double start = now_ns();
     float value = one, a = slope, b = offset;
     for (int i = 0; i < 1000; i++) value = value * a + b;
     sink = value;
-    return now_ns() - start;
+    ((double *)readings)[part] = now_ns() - start;
+}
+
+/* Of the slowest thread. */
+static double read_clock(void) {
+    double readings[POOL_MOST_THREADS] = {0}, slowest = 0;
+    pool_run(read_clock_of_thread, readings, threads);
+    for (int part = 0; part < threads; part++)
+        if (readings[part] > slowest) slowest = readings[part];
+    return slowest;
 }
 
 static double read_memory(void) {
@@ -114,15 +139,63 @@ static double disturbance(void) {
     return worst;
 }
 
-static double run_job(const struct job *job, int inner) {
-    double start = now_ns();
-    for (int i = 0; i < inner; i++) {
-        if (job->network)
-            job->network(buffers[0], buffers[4], buffers[3]);
-        else
-            job->kernel(buffers[0], buffers[1], buffers[2], buffers[3], buffers[4]);
+/* How many calls have weights of their own. */
+static int copies_of(const struct job *job) {
+    size_t size = job->sizes[WEIGHTS];
+    if (!flushed_floats || !size || size > ARENA_FLOATS) return 1;
+    return (int)(ARENA_FLOATS / (size + LINE_FLOATS));
+}
+
+static const float *weights_of_call(const struct job *job, int call) {
+    size_t stride = (job->sizes[WEIGHTS] / LINE_FLOATS + 1) * LINE_FLOATS;
+    return buffers[WEIGHTS] + stride * (size_t)(call % copies_of(job));
+}
+
+struct calls {
+    const struct job *job;
+    int count;
+};
+
+static void compute(void *argument, int part, struct pool_call *call) {
+    const struct calls *calls = argument;
+    const struct job *job = calls->job;
+    int first = pool_share(job->tasks, part, call), last = pool_share(job->tasks, part + 1, call);
+    float *other = buffers[OTHER] + job->scratch * (size_t)part;
+    for (int i = 0; i < calls->count; i++) {
+        if (job->tasks > 1 || part == 0)
+            job->kernel(buffers[INPUT], weights_of_call(job, i), buffers[BIAS], other,
+                        buffers[OUTPUT], job->tasks > 1 ? first : 0, job->tasks > 1 ? last : 1);
+        pool_barrier(call);
     }
+}
+
+static double run_job(const struct job *job, int inner) {
+    struct calls calls = {job, inner};
+    double start = now_ns();
+    if (job->network)
+        for (int i = 0; i < inner; i++)
+            job->network(buffers[INPUT], buffers[OUTPUT], buffers[OTHER]);
+    else
+        pool_run(compute, &calls, threads);
     return now_ns() - start;
+}
+
+static float read_floats(const float *from, size_t floats) {
+    float sum = 0;
+    for (size_t i = 0; i < floats; i += LINE_FLOATS) sum += from[i];
+    return sum;
+}
+
+/* Bring code and data into the caches as far as they will be there in the network. */
+static void prepare(const struct job *job) {
+    int inner = job->inner;
+    run_job(job, 1);
+    if (!flushed_floats || job->network || !job->sizes[WEIGHTS]) return;
+    float sum = 0;
+    for (int call = 0; call < inner && call < copies_of(job); call++)
+        sum += read_floats(weights_of_call(job, call), job->sizes[WEIGHTS]);
+    sum += read_floats(stream, flushed_floats);
+    sink = sum + read_floats(buffers[INPUT], job->sizes[INPUT]);
 }
 
 static uint64_t state = 1;
@@ -160,9 +233,9 @@ static int load(struct job *job, int number) {
             return -1;
         }
         job->network = (network_fn)symbol;
-        job->sizes[0] = floats();
-        job->sizes[3] = bytes() / sizeof(float);
-        job->sizes[4] = outputs();
+        job->sizes[INPUT] = floats();
+        job->sizes[OTHER] = bytes() / sizeof(float);
+        job->sizes[OUTPUT] = outputs();
     } else {
         job->kernel = (kernel_fn)symbol;
     }
@@ -171,12 +244,21 @@ static int load(struct job *job, int number) {
 
 int main(void) {
     struct job *jobs = NULL;
-    int count = 0, cpu = -1, rounds = 10, seed = 1;
+    int count = 0, cpu, cpus = 0, rounds = 10, seed = 1;
+    size_t flush = 0;
+    cpu_set_t set;
+    CPU_ZERO(&set);
     double sample_ns = 50000;
     char line[8192], word[32];
     while (fgets(line, sizeof line, stdin) && sscanf(line, "%31s", word) == 1) {
         if (!strcmp(word, "run")) break;
-        if (!strcmp(word, "cpu")) sscanf(line, "%*s %d", &cpu);
+        if (!strcmp(word, "cpu")) {
+            if (sscanf(line, "%*s %d", &cpu) == 1 && cpu >= 0) {
+                CPU_SET(cpu, &set);
+                cpus++;
+            }
+        } else if (!strcmp(word, "threads")) sscanf(line, "%*s %d", &threads);
+        else if (!strcmp(word, "flush")) sscanf(line, "%*s %zu", &flush);
         else if (!strcmp(word, "rounds")) sscanf(line, "%*s %d", &rounds);
         else if (!strcmp(word, "sample_ns")) sscanf(line, "%*s %lf", &sample_ns);
         else if (!strcmp(word, "clock"))
@@ -193,37 +275,36 @@ int main(void) {
                 sscanf(line, "%*s %4095[^\n]", job->library);
                 strcpy(job->symbol, "bignas_run");
             } else {
-                sscanf(line, "%*s %zu %zu %zu %zu %zu %127s %4095[^\n]", &job->sizes[0],
-                       &job->sizes[1], &job->sizes[2], &job->sizes[3], &job->sizes[4], job->symbol,
-                       job->library);
+                sscanf(line, "%*s %zu %zu %zu %zu %zu %zu %d %127s %4095[^\n]", &job->sizes[INPUT],
+                       &job->sizes[WEIGHTS], &job->sizes[BIAS], &job->sizes[OTHER],
+                       &job->sizes[OUTPUT], &job->scratch, &job->tasks, job->symbol, job->library);
+                if (job->scratch) job->sizes[OTHER] = job->scratch * (size_t)threads;
             }
         }
     }
-    if (cpu >= 0) {
-        cpu_set_t set;
-        CPU_ZERO(&set);
-        CPU_SET(cpu, &set);
-        sched_setaffinity(0, sizeof set, &set);
-    }
+    if (cpus) sched_setaffinity(0, sizeof set, &set);
     state += (uint64_t)seed * 7919;
 
-    size_t largest[5] = {0};
+    size_t largest[BUFFERS] = {0};
     int usable = 0;
     int *order = malloc(sizeof(int) * (size_t)(count + 1));
     for (int i = 0; i < count; i++) {
         if (load(&jobs[i], i)) continue;
         order[usable++] = i;
-        for (int k = 0; k < 5; k++)
+        for (int k = 0; k < BUFFERS; k++)
             if (jobs[i].sizes[k] > largest[k]) largest[k] = jobs[i].sizes[k];
     }
-    stream = calloc(STREAM_FLOATS, sizeof(float));
+    flushed_floats = flush / sizeof(float);
+    if (flushed_floats && largest[WEIGHTS] < ARENA_FLOATS) largest[WEIGHTS] = ARENA_FLOATS;
+    size_t streamed = flushed_floats > STREAM_FLOATS ? flushed_floats : STREAM_FLOATS;
+    stream = calloc(streamed, sizeof(float));
     if (!stream) {
         puts("fatal out of memory");
         return 3;
     }
-    for (int i = 0; i < STREAM_FLOATS; i++) stream[i] = 0.001f * (float)(i % 7);
-    static const float scales[5] = {1.0f, 0.05f, 0.1f, 1.0f, 1.0f};
-    for (int k = 0; k < 5; k++) allocate(largest[k], k, scales[k]);
+    for (size_t i = 0; i < streamed; i++) stream[i] = 0.001f * (float)(i % 7);
+    static const float scales[BUFFERS] = {1.0f, 0.05f, 0.1f, 1.0f, 1.0f};
+    for (int k = 0; k < BUFFERS; k++) allocate(largest[k], k, scales[k]);
 
     for (int k = 0; k < usable; k++) { /* first calls: a crash is blamed on the job named last */
         struct job *job = &jobs[order[k]];
@@ -235,9 +316,11 @@ int main(void) {
         job->inner = inner < 1 ? 1 : inner > 100000 ? 100000 : inner;
         double again = run_job(job, job->inner);
         inner = (int)(sample_ns / (again / job->inner)) + 1;
-        job->inner = inner < 1 ? 1 : inner > 100000 ? 100000 : inner;
         job->expected_ns = again / job->inner;
-        job->expected_ns = job->expected_ns * job->inner;
+        job->inner = inner < 1 ? 1 : inner > 100000 ? 100000 : inner;
+        if (flushed_floats && !job->network && job->inner > copies_of(job))
+            job->inner = copies_of(job);
+        job->expected_ns *= job->inner;
         job->samples = malloc(sizeof(double) * (size_t)rounds);
     }
     puts("started");
@@ -262,7 +345,7 @@ int main(void) {
                 double before = disturbance();
                 for (int k = first; k < last; k++) {
                     struct job *job = &jobs[order[k]];
-                    run_job(job, 1); /* bring code and data back into the caches */
+                    prepare(job);
                     scratch[k - first] = run_job(job, job->inner) / job->inner;
                 }
                 double after = disturbance(), worse = before > after ? before : after;

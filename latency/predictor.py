@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit  # Student's t; scipy.stats takes seconds to import
 from xgboost.core import XGBoostError
 
+from bignas.compile.fusion import choose_kernels
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import BignasError, InputError
 from bignas.device_db.files import write_atomically
@@ -150,7 +151,9 @@ class LatencyPredictor:
             self,
             "_sums",
             SpaceSums(
-                self.space, lambda work: estimate_kernels(self.table, self.kernel_model, work)
+                self.space,
+                estimate=lambda work: estimate_kernels(self.table, self.kernel_model, work),
+                choose=lambda layers: choose_kernels(layers, self.table),
             ),
         )
 
@@ -214,7 +217,7 @@ class LatencyPredictor:
 
     def kernels(self, architecture: Architecture) -> list[KernelLatency]:
         """The kernels of one network in the order in which they run, with their latencies."""
-        works = workloads(self.space, architecture)
+        works = choose_kernels(workloads(self.space, architecture), self.table)
         estimates = estimate_kernels(self.table, self.kernel_model, works)
         return [
             KernelLatency(work, float(latency_us), bool(measured))

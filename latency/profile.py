@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bignas.compile.codegen import code_hash
+from bignas.compile.fusion import choose_kernels, kernel_options
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workload_of, workloads
 from bignas.device_db.errors import MeasurementError
@@ -18,9 +19,14 @@ from bignas.device_db.records import Device, Layout, Workload
 from bignas.device_db.store import Store
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.recording import Recorder
-from bignas.latency.subnets import measure_subnets, measured_subnets, spread_sample
-from bignas.latency.tuned import kernel_table, schedules_of, tuned_kernels
-from bignas.latency.tuning import ensure_tuned, tune_missing
+from bignas.latency.subnets import (
+    measure_subnets,
+    measured_subnets,
+    spread_sample,
+    typical_weights_bytes,
+)
+from bignas.latency.tuned import kernel_table, tuned_kernels
+from bignas.latency.tuning import ensure_networks_tuned, tune_missing
 from bignas.supernet.space import Architecture, SearchSpace, StageChoice
 
 __all__ = ["ProfileProgress", "ProfileSummary", "fit_predictor", "profile_space", "space_workloads"]
@@ -52,32 +58,37 @@ class ProfileSummary:
 
 
 def space_workloads(space: SearchSpace) -> list[Workload]:
-    """Return every kernel that an architecture of the space can contain, the most frequent first.
+    """Return every kernel that an architecture of the space can be built from.
 
-    Frequency is that in random architectures; kernels that these do not meet come last, in the
-    order in which they occur in the space. The count grows with the sum of the stages' options, not
-    with the number of architectures.
+    First come those that are used as long as nothing else is known, the most frequent in random
+    architectures first; then the layers that fused blocks stand for, with which those compete.
+    The count grows with the sum of the stages' options, not with the number of architectures.
     """
     random = np.random.default_rng(0)
     counts: dict[Workload, int] = {}
     for _ in range(500):
-        for workload in workloads(space, space.sample(random)):
+        for workload in choose_kernels(workloads(space, space.sample(random)), {}):
             counts[workload] = counts.get(workload, 0) + 1
-    for workload in _enumerate(space):
-        counts.setdefault(workload, 0)
-    return sorted(counts, key=lambda one: -counts[one])
+    options: dict[Workload, None] = {}
+    for layers in _enumerate(space):
+        for workload in choose_kernels(layers, {}):
+            counts.setdefault(workload, 0)
+        options.update(dict.fromkeys(kernel_options(layers)))
+    rest = [one for one in options if one not in counts]
+    return [*sorted(counts, key=lambda one: -counts[one]), *rest]
 
 
-def _enumerate(space: SearchSpace) -> list[Workload]:
-    found: dict[Workload, None] = {}
+def _enumerate(space: SearchSpace) -> list[tuple[Workload, ...]]:
+    """Return the layers of every stem, every stage and every tail of the space."""
+    found: dict[tuple[Workload, ...], None] = {}
     for resolution in space.resolutions:
         previous = space.stem_channels
         size = -(-resolution // space.stem_stride)
         for index, stage in enumerate(space.stages):
             for in_channels in previous:
                 for choice in _choices(space, index):
-                    for layer in space.stage_layers(index, in_channels, size, choice):
-                        found[workload_of(layer)] = None
+                    layers = space.stage_layers(index, in_channels, size, choice)
+                    found[tuple(workload_of(layer) for layer in layers)] = None
             size = -(-size // stage.stride)
             previous = stage.channels
     first = space.smallest()
@@ -87,9 +98,8 @@ def _enumerate(space: SearchSpace) -> list[Workload]:
                 for head in space.head_channels:
                     stages = (*first.stages[:-1], _with_channels(first.stages[-1], last))
                     layers = space.layers(Architecture(resolution, stem, stages, head))
-                    found[workload_of(layers[0], Layout.NCHW)] = None
-                    for layer in layers[-3:]:
-                        found[workload_of(layer)] = None
+                    found[workload_of(layers[0], Layout.NCHW),] = None
+                    found[tuple(workload_of(layer) for layer in layers[-3:])] = None
     return list(found)
 
 
@@ -124,7 +134,9 @@ def profile_space(
     """
     start = time.monotonic()
     wanted = space_workloads(space)
-    _tune(wanted, device, store, cache, start + minutes * 60 * KERNEL_SHARE, progress)
+    kernel_deadline = start + minutes * 60 * KERNEL_SHARE
+    weights_bytes = typical_weights_bytes(space)
+    _tune(wanted, device, store, cache, kernel_deadline, progress, weights_bytes)
     deadline = start + minutes * 60
     _measure_more(space, device, store, cache, subnets, deadline, progress)
     known = set(tuned_kernels(store, device.name))
@@ -143,6 +155,7 @@ def _tune(
     cache: ObjectCache,
     deadline: float,
     progress: Callable[[ProfileProgress], None] | None,
+    weights_bytes: int,
 ) -> None:
     start = time.monotonic()
 
@@ -155,7 +168,7 @@ def _tune(
         return now < deadline
 
     known = set(tuned_kernels(store, device.name))
-    tune_missing(wanted, device, store, cache, known, report)
+    tune_missing(wanted, device, store, cache, known, report, weights_bytes)
 
 
 def _measure_more(
@@ -184,10 +197,11 @@ def _measure_more(
         if first and time.monotonic() > deadline:
             return
         batch = pool[first : first + SUBNET_BATCH]
-        kernels = ensure_tuned(
-            [one for a in batch for one in workloads(space, a)], device, store, cache
+        layers = [workloads(space, architecture) for architecture in batch]
+        kernels = ensure_networks_tuned(
+            layers, device, store, cache, weights_bytes=typical_weights_bytes(space)
         )
-        records = measure_subnets(space, batch, schedules_of(kernels), cache, recorder)
+        records = measure_subnets(space, batch, kernels, device, cache, recorder)
         store.add_measurements(records)
         if all(not one.ok for one in records):
             raise MeasurementError(f"no subnet can be measured: {records[0].error}")

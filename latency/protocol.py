@@ -8,6 +8,8 @@
   a stream through the shared cache, which shows other users of it. Groups in which one was slower
   than it can be are repeated; what a sentinel can do is remembered from process to process.
   Samples are never judged by their own length, so their quantiles stay honest.
+- A kernel is measured in the state of the caches that it will meet: when the weights of its network
+  exceed the core's own cache (`Settings.flush_bytes`), they come from the shared one.
 - Every raw sample is kept, and so is what the machine was doing meanwhile.
 """
 
@@ -26,6 +28,7 @@ from pathlib import Path
 
 import psutil
 
+from bignas.compile.network import THREADS_OF_LIBRARY, runtime_files
 from bignas.compile.objects import cache_folder
 from bignas.compile.toolchain import link_program
 from bignas.device_db.errors import MeasurementError
@@ -45,6 +48,7 @@ __all__ = [
 ]
 
 UNSETTLED_SHARE = 0.05  # of the groups may stay disturbed before all is measured again
+USUAL_CACHE_BYTES = 1 << 20
 PAUSE_SECONDS = 1.0  # before that: disturbances on shared machines last for seconds
 
 
@@ -54,7 +58,9 @@ class Settings:
 
     A measuring process that says nothing for `stall_seconds` hangs, and is killed. When more than a
     few groups of samples stay disturbed to the end, all is measured again after a pause, up to
-    `attempts` times in all, and the calmest attempt counts.
+    `attempts` times in all, and the calmest attempt counts. With `flush_bytes`, the size of a
+    core's own cache, the weights of kernels are not in it when a call starts. Kernels run on
+    `threads` threads; a network has its own, but needs as many cores.
     """
 
     rounds: int = 20
@@ -64,20 +70,25 @@ class Settings:
     seed: int = 1
     stall_seconds: float = 60.0
     attempts: int = 1
+    flush_bytes: int = 0
+    threads: int = 1
 
     def __post_init__(self) -> None:
         lengths = (self.sample_us, self.clock_drift, self.memory_drift, self.stall_seconds)
-        if min(self.rounds, self.attempts) < 1 or not all(length > 0 for length in lengths):
+        if min(self.rounds, self.attempts, self.threads) < 1 or not all(
+            length > 0 for length in lengths
+        ):
             raise MeasurementError(f"rounds, attempts, times and drifts must be positive: {self}")
 
 
 @dataclass(frozen=True, slots=True)
 class KernelJob:
-    """A kernel in a shared library."""
+    """A kernel in a shared library, and into how many tasks it is divided among threads."""
 
     library: Path
     symbol: str
     workload: Workload
+    tasks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +155,7 @@ def measure(jobs: Sequence[Job], settings: Settings, progress: Progress | None =
     for index, samples in calmest.samples.items():
         if index not in failures:
             results[index] = TimingResult(samples)
-    environment = _environment(before, calmest.switches)
+    environment = _environment(before, calmest.switches, measuring_cores(settings.threads))
     return Report(tuple(results), calmest.rejected, calmest.unsettled, environment)
 
 
@@ -204,7 +215,7 @@ def _run(
         raise MeasurementError(f"cannot start {program}: {error.strerror}") from error
     assert process.stdin is not None
     assert process.stdout is not None
-    memory = program.with_suffix(".json")
+    memory = program.with_suffix(f".{settings.threads}.json")
     sentinels = Sentinels.recall(memory)
     started, finished = -1, False
     hung = threading.Event()
@@ -273,7 +284,9 @@ def _watchdog(
 
 def _script(jobs: Sequence[Job], settings: Settings, sentinels: Sentinels) -> str:
     lines = [
-        f"cpu {measuring_core()}",
+        *(f"cpu {core}" for core in measuring_cores(settings.threads)),
+        f"threads {settings.threads}",
+        f"flush {settings.flush_bytes}",
         f"rounds {settings.rounds}",
         f"sample_ns {settings.sample_us * 1e3}",
         f"clock {settings.clock_drift} {sentinels.clock_ns}",
@@ -285,38 +298,59 @@ def _script(jobs: Sequence[Job], settings: Settings, sentinels: Sentinels) -> st
             lines.append(f"network {job.library}")
         else:
             sizes = " ".join(str(size) for size in _sizes(job.workload))
-            lines.append(f"kernel {sizes} {job.symbol} {job.library}")
+            lines.append(f"kernel {sizes} {job.tasks} {job.symbol} {job.library}")
     return "\n".join([*lines, "run", ""])
 
 
-def _sizes(workload: Workload) -> tuple[int, int, int, int, int]:
-    """Return the floats behind each of a kernel's pointers."""
+def _sizes(workload: Workload) -> tuple[int, ...]:
+    """Return the floats behind each of a kernel's pointers, and those of a thread's scratch."""
     output = workload.out_height * workload.out_width * workload.out_channels
     needs_other = workload.residual or workload.operator is Operator.SCALE
     return (
         workload.height * workload.width * workload.in_channels,
         workload.weight_count,
-        workload.out_channels,
+        workload.bias_count,
         output if needs_other else 0,
         output,
+        workload.scratch_count,
     )
 
 
-def measuring_core() -> int:
-    """Return the core to pin to: the last allowed one, the least likely to serve interrupts."""
+def measuring_cores(threads: int) -> tuple[int, ...]:
+    """Return the cores to run on: the last allowed ones, the least likely to serve interrupts.
+
+    Raises MeasurementError when there are fewer than threads.
+    """
     if not hasattr(os, "sched_getaffinity"):
-        return -1
-    return max(os.sched_getaffinity(0))
+        return ()
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < threads:
+        raise MeasurementError(
+            f"measuring with {threads} threads needs as many cores, this process may use"
+            f" {len(allowed)}"
+        )
+    return tuple(allowed[-threads:])
+
+
+def own_cache_bytes() -> int:
+    """Return the size of a core's own (second-level) cache; the usual size where unknown."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+        if size > 0:
+            return size
+    return USUAL_CACHE_BYTES
 
 
 def _harness() -> Path:
-    """Return the measuring program, compiled once and cached by the hash of its source."""
+    """Return the measuring program, compiled once and cached by the hash of its sources."""
     source = resources.files("bignas.latency").joinpath("harness.c").read_bytes()
-    path = cache_folder() / f"harness-{hashlib.sha256(source).hexdigest()[:16]}"
+    sources = {"harness.c": source, **runtime_files(THREADS_OF_LIBRARY)}
+    digest = hashlib.sha256(b"".join(sources.values())).hexdigest()[:16]
+    path = cache_folder() / f"harness-{digest}"
     if not path.exists():
         target = probe_local().target
         unnamed = path.with_name(f"{path.name}-{os.getpid()}")  # not found before it can be run
-        write_atomically(unnamed, link_program({"harness.c": source}, target))
+        write_atomically(unnamed, link_program(sources, target))
         unnamed.chmod(0o755)
         unnamed.replace(path)
     return path
@@ -327,23 +361,22 @@ def _steal() -> tuple[float, float]:
     return float(getattr(times, "steal", 0.0)), float(sum(times))
 
 
-def _environment(before: tuple[float, float], switches: int) -> Environment:
+def _environment(before: tuple[float, float], switches: int, cores: tuple[int, ...]) -> Environment:
     steal, total = _steal()
     passed = max(total - before[1], 1e-9)
     frequency = None
     with contextlib.suppress(OSError, NotImplementedError, AttributeError):
         frequency = float(psutil.cpu_freq().current) or None
-    core = measuring_core()
     governor = None
-    with contextlib.suppress(OSError):
-        path = Path(f"/sys/devices/system/cpu/cpu{core}/cpufreq/scaling_governor")
+    with contextlib.suppress(OSError, IndexError):
+        path = Path(f"/sys/devices/system/cpu/cpu{cores[0]}/cpufreq/scaling_governor")
         governor = path.read_text(encoding="ascii").strip()
     return Environment(
         load_average=os.getloadavg()[0],
         steal_fraction=min(1.0, max(0.0, (steal - before[0]) / passed)),
         frequency_mhz=frequency,
         context_switches=switches,
-        affinity=(core,) if core >= 0 else (),
+        affinity=cores,
         governor=governor,
     )
 

@@ -3,28 +3,37 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from bignas.compile.network import build_network, graph_with_random_weights
 from bignas.compile.objects import ObjectCache
-from bignas.compile.schedule import Schedule
-from bignas.device_db.records import Measurement, Workload
+from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.protocol import NetworkJob, Settings, measure
 from bignas.latency.recording import Recorder, space_label
+from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
 from bignas.supernet.space import Architecture, SearchSpace
 
-__all__ = ["SUBNET_SETTINGS", "measure_subnets", "measured_subnets", "spread_sample"]
+__all__ = [
+    "SUBNET_SETTINGS",
+    "measure_subnets",
+    "measured_subnets",
+    "spread_sample",
+    "typical_weights_bytes",
+]
 
+BYTES_PER_VALUE = 4
 SUBNET_SETTINGS = Settings(rounds=40, sample_us=500.0, attempts=4)
 
 
 def measure_subnets(
     space: SearchSpace,
     architectures: Sequence[Architecture],
-    schedules: Mapping[Workload, Schedule],
+    kernels: Mapping[Workload, TunedKernel],
+    device: Device,
     cache: ObjectCache,
     recorder: Recorder,
     settings: Settings = SUBNET_SETTINGS,
@@ -33,21 +42,29 @@ def measure_subnets(
     """Link and measure subnets together, interleaved, and return their records.
 
     Raises:
-        KeyError: a kernel of a subnet has no schedule.
+        KeyError: a kernel of a subnet is not tuned.
         MeasurementError, ToolchainError: measuring or linking is impossible on this machine.
     """
     with tempfile.TemporaryDirectory(prefix="bignas-subnets-") as folder:
         jobs: list[NetworkJob] = []
         for index, architecture in enumerate(architectures):
-            graph = graph_with_random_weights(space, architecture, seed=index)
+            graph = fuse_tuned(graph_with_random_weights(space, architecture, index), kernels)
             path = Path(folder) / f"subnet{index}.so"
-            path.write_bytes(build_network(graph, schedules, cache).library)
+            network = build_network(graph, schedules_of(kernels), cache, device.threads)
+            path.write_bytes(network.library)
             jobs.append(NetworkJob(path))
-        report = measure(jobs, settings, progress)
+        report = measure(jobs, replace(settings, threads=device.threads), progress)
     return [
         recorder.network(space, architecture, result, report.environment)
         for architecture, result in zip(architectures, report.results, strict=True)
     ]
+
+
+def typical_weights_bytes(space: SearchSpace) -> int:
+    """Return the size of the weights of a middling subnet."""
+    random = np.random.default_rng(0)
+    params = [space.params(space.sample(random)) for _ in range(51)]
+    return int(np.median(params)) * BYTES_PER_VALUE
 
 
 def measured_subnets(

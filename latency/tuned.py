@@ -4,12 +4,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bignas.compile.codegen import code_hash
+from bignas.compile.fusion import fuse_graph
+from bignas.compile.graph import KernelGraph
 from bignas.compile.schedule import Schedule, candidates
 from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.kernel_model import KernelTable
 
-__all__ = ["TunedKernel", "kernel_table", "schedules_of", "schedules_or_guesses", "tuned_kernels"]
+__all__ = [
+    "TunedKernel",
+    "fuse_tuned",
+    "kernel_table",
+    "schedules_of",
+    "schedules_or_guesses",
+    "tuned_kernels",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,11 @@ def kernel_table(store: Store, device: str) -> KernelTable:
     return KernelTable(latencies, device, code_hash())
 
 
+def fuse_tuned(graph: KernelGraph, kernels: Mapping[Workload, TunedKernel]) -> KernelGraph:
+    """Return the network with its blocks fused where the kernel table says that it pays."""
+    return fuse_graph(graph, {one: entry.latency_us for one, entry in kernels.items()})
+
+
 def schedules_of(kernels: Mapping[Workload, TunedKernel]) -> dict[Workload, Schedule]:
     """Return the schedule of each tuned kernel."""
     return {workload: entry.schedule for workload, entry in kernels.items()}
@@ -72,6 +86,8 @@ def schedules_or_guesses(
     For devices that cannot be measured on this machine.
     """
     return {
-        one: kernels[one].schedule if one in kernels else candidates(one, device.target)[0]
+        one: kernels[one].schedule
+        if one in kernels
+        else candidates(one, device.target, device.threads)[0]
         for one in workloads
     }

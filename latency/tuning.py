@@ -7,13 +7,15 @@ batch is committed before the next one starts: an interruption costs at most the
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from bignas.compile.codegen import symbol_of
+from bignas.compile.fusion import choose_kernels
 from bignas.compile.objects import (
     BuiltObject,
     ObjectCache,
@@ -21,16 +23,23 @@ from bignas.compile.objects import (
     build_objects,
     exit_with_parent,
 )
-from bignas.compile.schedule import candidates
+from bignas.compile.schedule import Schedule, candidates, task_count
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
-from bignas.latency.protocol import KernelJob, Report, Settings, TimingResult, measure
+from bignas.latency.protocol import (
+    KernelJob,
+    Report,
+    Settings,
+    TimingResult,
+    measure,
+    own_cache_bytes,
+)
 from bignas.latency.recording import Recorder
 from bignas.latency.tuned import TunedKernel, best_kernels, tuned_kernels
 
-__all__ = ["Tuner", "ensure_tuned", "tune_missing"]
+__all__ = ["Tuner", "ensure_networks_tuned", "ensure_tuned", "tune_missing"]
 
 BATCH = 24  # workloads that are built, measured and committed together
 FEW_BUILDS = 24  # up to so many are done before worker processes would have started
@@ -39,10 +48,18 @@ FINAL = Settings(rounds=30, sample_us=60.0, attempts=2)
 
 
 class Tuner:
-    """Tunes workloads on one device; use as a context manager, it owns worker processes."""
+    """Tunes workloads on one device; use as a context manager, it owns worker processes.
 
-    def __init__(self, device: Device, store: Store, cache: ObjectCache) -> None:
+    `weights_bytes` are those of the networks that the kernels are for: they decide whether weights
+    are in a core's own cache when a kernel starts.
+    """
+
+    def __init__(
+        self, device: Device, store: Store, cache: ObjectCache, weights_bytes: int = 0
+    ) -> None:
         self.device = device
+        own = own_cache_bytes()
+        self.flush_bytes = own if weights_bytes > own else 0
         self.store = store
         self.cache = cache
         self.recorder = Recorder(device.name)
@@ -62,7 +79,7 @@ class Tuner:
             MeasurementError: measuring is impossible on this machine.
             ToolchainError: the C compiler is missing or fails.
         """
-        pairs = [(one, s) for one in workloads for s in candidates(one, self.device.target)]
+        pairs = [(one, s) for one in workloads for s in self._candidates(one)]
         built = self._build_all(pairs)
         usable = [(workload, schedule) for workload, schedule, error in built if error is None]
         with _library(usable, self.cache) as library:
@@ -77,10 +94,19 @@ class Tuner:
         self.store.add_measurements([*trials, *finals, *unbuilt])
         return report.rejected + final_report.rejected
 
+    def _candidates(self, workload: Workload) -> Sequence[Schedule]:
+        return candidates(workload, self.device.target, self.device.threads)
+
     def _measure(
         self, pairs: Sequence[RequestedObject], library: Path, settings: Settings
     ) -> tuple[list[Measurement], Report]:
-        jobs = [KernelJob(library, symbol_of(one, schedule), one) for one, schedule in pairs]
+        lanes = self.device.target.vector_lanes
+        jobs = [
+            KernelJob(library, symbol_of(one, schedule), one, task_count(one, schedule, lanes))
+            for one, schedule in pairs
+        ]
+        device = self.device
+        settings = replace(settings, threads=device.threads, flush_bytes=self.flush_bytes)
         report = measure(jobs, settings)
         records = [
             self.recorder.kernel(one, schedule, result, report.environment)
@@ -126,14 +152,16 @@ def tune_missing(
     cache: ObjectCache,
     known: set[Workload],
     progress: Callable[[int, int, int], bool] | None = None,
+    weights_bytes: int = 0,
 ) -> None:
     """Tune the workloads that are not `known`, batch by batch, in their order.
 
-    `progress(done, total, rejected)` is called after every batch; it returns False to stop early.
+    `weights_bytes` are those of the networks that they are for. `progress(done, total, rejected)`
+    is called after every batch; it returns False to stop early.
     """
     missing = [one for one in dict.fromkeys(workloads) if one not in known]
     rejected = 0
-    with Tuner(device, store, cache) as tuner:
+    with Tuner(device, store, cache, weights_bytes) as tuner:
         for start in range(0, len(missing), BATCH):
             rejected += tuner.tune(missing[start : start + BATCH])
             done = min(start + BATCH, len(missing))
@@ -147,10 +175,11 @@ def ensure_tuned(
     store: Store,
     cache: ObjectCache,
     progress: Callable[[int, int, int], bool] | None = None,
+    weights_bytes: int = 0,
 ) -> dict[Workload, TunedKernel]:
     """Tune those of the workloads that the store lacks, and return all tuned kernels of the device.
 
-    `progress` is that of `tune_missing`.
+    `progress` and `weights_bytes` are those of `tune_missing`.
 
     Raises:
         MeasurementError: a kernel of them cannot be measured.
@@ -159,9 +188,26 @@ def ensure_tuned(
     kernels = tuned_kernels(store, device.name)
     if all(one in kernels for one in workloads):
         return kernels
-    tune_missing(workloads, device, store, cache, set(kernels), progress)
+    tune_missing(workloads, device, store, cache, set(kernels), progress, weights_bytes)
     kernels = tuned_kernels(store, device.name)
     for workload in workloads:
         if workload not in kernels:
             raise MeasurementError(f"no kernel for {workload.key} could be measured")
     return kernels
+
+
+def ensure_networks_tuned(
+    networks: Iterable[Sequence[Workload]],
+    device: Device,
+    store: Store,
+    cache: ObjectCache,
+    progress: Callable[[int, int, int], bool] | None = None,
+    weights_bytes: int = 0,
+) -> dict[Workload, TunedKernel]:
+    """Tune what networks of these layers are built from, and return all tuned kernels.
+
+    Which kernels those are, fused or not, the present table says; the rest is as in `ensure_tuned`.
+    """
+    latency_us = {one: entry.latency_us for one, entry in tuned_kernels(store, device.name).items()}
+    needed = [one for layers in networks for one in choose_kernels(layers, latency_us)]
+    return ensure_tuned(needed, device, store, cache, progress, weights_bytes)

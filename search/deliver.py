@@ -15,6 +15,7 @@ import numpy as np
 
 from bignas.compile.bundle import Bundle, BundleContents, write_bundle
 from bignas.compile.emulator import is_foreign
+from bignas.compile.fusion import kernel_options
 from bignas.compile.graph import KernelGraph
 from bignas.compile.lower import lower_onnx
 from bignas.compile.manifest import Latency
@@ -25,8 +26,13 @@ from bignas.device_db.files import require_writable
 from bignas.device_db.records import Device, MeasurementKind, Workload
 from bignas.device_db.store import Store
 from bignas.latency.predictor import LatencyPredictor
-from bignas.latency.tuned import TunedKernel, schedules_or_guesses, tuned_kernels
-from bignas.latency.tuning import ensure_tuned
+from bignas.latency.tuned import (
+    TunedKernel,
+    fuse_tuned,
+    schedules_or_guesses,
+    tuned_kernels,
+)
+from bignas.latency.tuning import ensure_networks_tuned, ensure_tuned
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData, preprocess
 from bignas.supernet.evaluate import extract_calibrated
@@ -36,6 +42,7 @@ from bignas.supernet.space import Architecture, SearchSpace
 __all__ = ["align_data", "deliver_child", "deliver_onnx", "predicted_latency"]
 
 GOLDEN_IMAGES = 16
+BYTES_PER_VALUE = 4
 
 
 def align_data(checkpoint: Checkpoint, data: ImageData) -> ImageData:
@@ -149,9 +156,11 @@ def _deliver(
     predicted: Latency | None = None,
     graph: KernelGraph | None = None,
 ) -> Bundle:
-    graph = graph or lower_onnx(model)
-    kernels = _kernels(graph, device, store, cache)
-    network = build_network(graph, schedules_or_guesses(graph.workloads, kernels, device), cache)
+    layered = graph or lower_onnx(model)
+    kernels = _kernels(layered, device, store, cache, known_space=space is not None)
+    graph = fuse_tuned(layered, kernels)
+    schedules = schedules_or_guesses(graph.workloads, kernels, device)
+    network = build_network(graph, schedules, cache, device.threads)
     complete = all(one in kernels for one in graph.workloads)
     contents = BundleContents(
         name=name,
@@ -171,8 +180,15 @@ def _deliver(
 
 
 def _kernels(
-    graph: KernelGraph, device: Device, store: Store, cache: ObjectCache
+    graph: KernelGraph, device: Device, store: Store, cache: ObjectCache, *, known_space: bool
 ) -> dict[Workload, TunedKernel]:
+    """Return the tuned kernels; of a model met for the first time, all options are measured."""
     if is_foreign(device.target):
         return tuned_kernels(store, device.name)
-    return ensure_tuned(graph.workloads, device, store, cache)
+    weights_bytes = sum(one.weight_count for one in graph.workloads) * BYTES_PER_VALUE
+    if known_space:
+        return ensure_networks_tuned(
+            [graph.workloads], device, store, cache, weights_bytes=weights_bytes
+        )
+    options = kernel_options(graph.workloads)
+    return ensure_tuned(options, device, store, cache, weights_bytes=weights_bytes)

@@ -35,9 +35,8 @@ from bignas.device_db.store import Store
 from bignas.latency.bench import bench_bundle
 from bignas.latency.predictor import LatencyPredictor, Predictions
 from bignas.latency.recording import Recorder
-from bignas.latency.subnets import measure_subnets
-from bignas.latency.tuned import schedules_of
-from bignas.latency.tuning import ensure_tuned
+from bignas.latency.subnets import measure_subnets, typical_weights_bytes
+from bignas.latency.tuning import ensure_networks_tuned
 from bignas.search.constraint import LatencyBudget
 from bignas.search.deliver import align_data, deliver_child
 from bignas.search.pareto import pareto_front
@@ -332,18 +331,24 @@ class _Search:
 
     def _measure(self, architectures: Sequence[Architecture]) -> list[Candidate]:
         """Evaluate architectures on all validation images, compile and measure them together."""
-        needed = [
-            one for architecture in architectures for one in workloads(self.space, architecture)
-        ]
-        kernels = ensure_tuned(needed, self.device, self.store, self.cache, self._report_tuning)
+        layers = [workloads(self.space, architecture) for architecture in architectures]
+        kernels = ensure_networks_tuned(
+            layers,
+            self.device,
+            self.store,
+            self.cache,
+            self._report_tuning,
+            typical_weights_bytes(self.space),
+        )
         top1: list[float] = []
         for number, architecture in enumerate(architectures):
             self.report(SearchProgress("finalists", number, len(architectures), 0.0, ""))
             child = extract_calibrated(self.network, architecture, self.data)
             top1.append(evaluate(child, self.data.validation, self.data.mean, self.data.std))
         recorder = Recorder(self.device.name)
-        schedules = schedules_of(kernels)
-        records = measure_subnets(self.space, architectures, schedules, self.cache, recorder)
+        records = measure_subnets(
+            self.space, architectures, kernels, self.device, self.cache, recorder
+        )
         self.store.add_measurements(records)
         predictions = self.predictor.predict(architectures)
         return [

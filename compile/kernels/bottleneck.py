@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tvm import tirx
 
-from bignas.compile.fusion import parts_of
+from bignas.compile.inverted_bottleneck import parts_of
 from bignas.compile.kernels import pointwise, spatial
 from bignas.compile.kernels.builder import (
     Arguments,

@@ -19,7 +19,7 @@ __asm__(".globl bignas_start\n"
         "    and $-16, %rsp\n"
         "    call system_start\n");
 
-static long call(long number, long a, long b, long c, long d, long e, long f) {
+long system_call(long number, long a, long b, long c, long d, long e, long f) {
     long result;
     register long r10 __asm__("r10") = d;
     register long r8 __asm__("r8") = e;
@@ -39,7 +39,7 @@ __asm__(".globl bignas_start\n"
         "    and sp, x0, #-16\n"
         "    b system_start\n");
 
-static long call(long number, long a, long b, long c, long d, long e, long f) {
+long system_call(long number, long a, long b, long c, long d, long e, long f) {
     register long x8 __asm__("x8") = number;
     register long x0 __asm__("x0") = a;
     register long x1 __asm__("x1") = b;
@@ -64,7 +64,7 @@ __asm__(".globl bignas_start\n"
         "    andi sp, sp, -16\n"
         "    tail system_start\n");
 
-static long call(long number, long a, long b, long c, long d, long e, long f) {
+long system_call(long number, long a, long b, long c, long d, long e, long f) {
     register long a7 __asm__("a7") = number;
     register long a0 __asm__("a0") = a;
     register long a1 __asm__("a1") = b;
@@ -96,7 +96,7 @@ enum {
 static const unsigned long *auxiliary;
 
 _Noreturn static void leave(int code) {
-    for (;;) call(__NR_exit_group, code, 0, 0, 0, 0, 0);
+    for (;;) system_call(__NR_exit_group, code, 0, 0, 0, 0, 0);
 }
 
 /* The environment ends with a 0; auxiliary pairs follow. A C library starts the program here. */
@@ -121,7 +121,7 @@ unsigned long system_auxiliary(unsigned long key) {
 }
 
 static void *map(size_t size, int protection, int flags, long descriptor) {
-    long place = call(__NR_mmap, 0, (long)size, protection, flags, descriptor, 0);
+    long place = system_call(__NR_mmap, 0, (long)size, protection, flags, descriptor, 0);
     return place < 0 && place > -4096 ? NULL : (void *)place;
 }
 
@@ -132,7 +132,7 @@ void *system_allocate(size_t size) {
 /* Returns the type bits of what is at the path, or minus the number of the error. */
 static int type_at(const char *path, uint64_t *size) {
     struct statx status;
-    long result = call(__NR_statx, AT_FDCWD, (long)path, 0, STATX_TYPE | STATX_SIZE,
+    long result = system_call(__NR_statx, AT_FDCWD, (long)path, 0, STATX_TYPE | STATX_SIZE,
                        (long)&status, 0);
     if (result < 0) return (int)result;
     if (size) *size = status.stx_size;
@@ -144,19 +144,19 @@ int system_read_file(const char *path, struct bytes *content) {
     int type = type_at(path, &size);
     if (type < 0) return -type;
     if (type != REGULAR_FILE) return EINVAL;
-    long descriptor = call(__NR_openat, AT_FDCWD, (long)path, O_RDONLY, 0, 0, 0);
+    long descriptor = system_call(__NR_openat, AT_FDCWD, (long)path, O_RDONLY, 0, 0, 0);
     if (descriptor < 0) return (int)-descriptor;
     content->data = "";
     content->size = (size_t)size;
     if (size) content->data = map(content->size, PROTECTION_READ, MAP_PRIVATE_COPY, descriptor);
-    call(__NR_close, descriptor, 0, 0, 0, 0, 0);
+    system_call(__NR_close, descriptor, 0, 0, 0, 0, 0);
     return content->data ? 0 : ENOMEM;
 }
 
 int system_write(int descriptor, const void *data, size_t size) {
     const char *rest = data;
     while (size) {
-        long written = call(__NR_write, descriptor, (long)rest, (long)size, 0, 0, 0);
+        long written = system_call(__NR_write, descriptor, (long)rest, (long)size, 0, 0, 0);
         if (written == -EINTR) continue;
         if (written < 0) return (int)-written;
         rest += written;
@@ -166,11 +166,11 @@ int system_write(int descriptor, const void *data, size_t size) {
 }
 
 static int write_at(const char *path, int flags, const void *data, size_t size) {
-    long descriptor = call(__NR_openat, AT_FDCWD, (long)path, O_WRONLY | flags, 0666, 0, 0);
+    long descriptor = system_call(__NR_openat, AT_FDCWD, (long)path, O_WRONLY | flags, 0666, 0, 0);
     if (descriptor < 0) return (int)-descriptor;
     int error = system_write((int)descriptor, data, size);
-    if (!error && flags) error = (int)-call(__NR_fsync, descriptor, 0, 0, 0, 0, 0);
-    call(__NR_close, descriptor, 0, 0, 0, 0, 0);
+    if (!error && flags) error = (int)-system_call(__NR_fsync, descriptor, 0, 0, 0, 0, 0);
+    system_call(__NR_close, descriptor, 0, 0, 0, 0, 0);
     return error;
 }
 
@@ -182,20 +182,20 @@ int system_write_file(const char *path, const void *data, size_t size) {
     if (type >= 0 && type != REGULAR_FILE) return write_at(path, 0, data, size);
     text_add(&temporary, path);
     text_add(&temporary, ".");
-    text_add_integer(&temporary, (unsigned long long)call(__NR_getpid, 0, 0, 0, 0, 0, 0));
+    text_add_integer(&temporary, (unsigned long long)system_call(__NR_getpid, 0, 0, 0, 0, 0, 0));
     text_add(&temporary, ".tmp");
     int error = write_at(temporary.characters, O_CREAT | O_EXCL, data, size);
     if (error == EEXIST) return error;
     if (!error) {
-        error = (int)-call(__NR_renameat2, AT_FDCWD, (long)temporary.characters, AT_FDCWD,
+        error = (int)-system_call(__NR_renameat2, AT_FDCWD, (long)temporary.characters, AT_FDCWD,
                            (long)path, 0, 0);
     }
-    if (error) call(__NR_unlinkat, AT_FDCWD, (long)temporary.characters, 0, 0, 0, 0);
+    if (error) system_call(__NR_unlinkat, AT_FDCWD, (long)temporary.characters, 0, 0, 0, 0);
     return error;
 }
 
 void system_read_link(const char *path, char *target, size_t size) {
-    long length = call(__NR_readlinkat, AT_FDCWD, (long)path, (long)target, (long)size - 1, 0, 0);
+    long length = system_call(__NR_readlinkat, AT_FDCWD, (long)path, (long)target, (long)size - 1, 0, 0);
     target[length < 0 ? 0 : length] = 0;
 }
 
@@ -205,7 +205,7 @@ void system_read_link(const char *path, char *target, size_t size) {
 #define WEAK __attribute__((weak))
 
 WEAK int clock_gettime(clockid_t clock, struct timespec *now) {
-    return (int)call(__NR_clock_gettime, clock, (long)now, 0, 0, 0, 0);
+    return (int)system_call(__NR_clock_gettime, clock, (long)now, 0, 0, 0, 0);
 }
 
 WEAK void *memcpy(void *restrict target, const void *restrict source, size_t size) {

@@ -17,6 +17,9 @@ struct bytes {
 /* The program: arguments as in C, returns the exit code. */
 int run_program(int count, char **arguments);
 
+/* A system call; returns minus the number of the error where it fails. */
+long system_call(long number, long a, long b, long c, long d, long e, long f);
+
 /* A value of the auxiliary vector (getauxval of other systems), 0 where it is absent. */
 unsigned long system_auxiliary(unsigned long key);
 
