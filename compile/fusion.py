@@ -1,8 +1,10 @@
 """Fused inverted bottlenecks: which layers they stand for, and where a network has them.
 
 Expansion, depthwise convolution and projection become one kernel, in whose inside the wide
-activation never leaves the nearest caches. A block is fused unless its layers were measured to be
-faster one by one; the same rule serves the networks that are built and those that are predicted.
+activation never leaves the nearest caches. That pays where the wide activation is large: of 34
+blocks of the `cifar` space, none above 256 KB, the fused kernels took 1.4% longer in the geometric
+mean. A larger block is fused unless its layers were measured to be faster one by one; the same rule
+serves the networks that are built and those that are predicted.
 """
 
 from collections import Counter
@@ -19,6 +21,10 @@ from bignas.device_db.records import Activation, Layout, Operator, Workload
 __all__ = ["choose_kernels", "fuse_graph", "kernel_options"]
 
 
+LARGE_BYTES = 256 * 1024  # of the wide activation; larger ones leave a core's own cache
+BYTES_PER_VALUE = 4
+
+
 @dataclass(frozen=True, slots=True)
 class _Block:
     """Layers `start` to `stop` of a network, and the kernel that would compute them all."""
@@ -29,7 +35,7 @@ class _Block:
 
 
 def _blocks(layers: Sequence[Workload | None]) -> Iterator[_Block]:
-    """Yield the inverted bottlenecks in a sequence of layers; None stands for any other call."""
+    """Yield the large inverted bottlenecks among layers; None stands for any other call."""
     position = 0
     while position < len(layers):
         block = _block_at(layers, position, expands=True) or _block_at(
@@ -53,6 +59,9 @@ def _block_at(layers: Sequence[Workload | None], start: int, *, expands: bool) -
     fits = project.stride == 1 and project.activation is Activation.NONE
     keeps = depthwise.stride == 1 and first.in_channels == project.out_channels
     if project.operator is not Operator.POINTWISE or not fits or (project.residual and not keeps):
+        return None
+    hidden = depthwise.height * depthwise.width * depthwise.in_channels
+    if hidden * BYTES_PER_VALUE <= LARGE_BYTES:
         return None
     fused = replace(
         depthwise,

@@ -63,7 +63,7 @@ class Schedule:
             values = json.loads(text)
             values["split"] = Split(values.get("split", Split.NONE))
             return cls(**values)
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise InputError(f"not a schedule: {text[:80]!r}") from error
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bignas.compile.codegen import pack_weights, symbol_of
+from bignas.compile.inverted_bottleneck import parts_of
 from bignas.compile.library import aligned_floats
 from bignas.compile.objects import ObjectCache
-from bignas.compile.schedule import Schedule
+from bignas.compile.schedule import Schedule, task_count
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.records import Activation, Layout, Operator, Target, Workload
 
@@ -41,13 +42,16 @@ class Operands:
             return (random.standard_normal(shape) * 2).astype(np.float32)
 
         one = workload
+        fused = one.operator is Operator.INVERTED_BOTTLENECK
         inner = one.weight_count // (one.out_channels * one.kernel * one.kernel)
         self.workload = workload
         self.input = draw(one.in_channels, one.height, one.width)
         self.weights = draw(one.out_channels, inner, one.kernel, one.kernel) if inner else None
-        self.bias = draw(one.out_channels)
+        if fused:
+            self.weights = draw(one.weight_count) / 4
+        self.bias = draw(one.bias_count)
         self.other: np.ndarray | None = None
-        if one.residual:
+        if one.residual and not fused:
             self.other = draw(one.out_channels, one.out_height, one.out_width)
         if one.operator is Operator.SCALE:
             self.other = draw(one.out_channels, 1, 1)
@@ -56,6 +60,8 @@ class Operands:
         """Return torch's result in double precision, [out, h, w]."""
         one = self.workload
         x = torch.from_numpy(self.input).double()[None]
+        if one.operator is Operator.INVERTED_BOTTLENECK:
+            return np.asarray(self._layer_by_layer(x)[0].numpy())
         other = None if self.other is None else torch.from_numpy(self.other).double()
         if one.operator is Operator.GLOBAL_POOL:
             y = functional.adaptive_avg_pool2d(x, 1)
@@ -71,6 +77,27 @@ class Operands:
                 y = y + other
         return np.asarray(ACTIVATIONS[one.activation](y)[0].numpy())
 
+    def _layer_by_layer(self, x: Tensor) -> Tensor:
+        """Return what the layers of an inverted bottleneck compute one after the other."""
+        assert self.weights is not None
+        y, weight, bias = x, 0, 0
+        for layer in parts_of(self.workload):
+            depthwise = layer.operator is Operator.DEPTHWISE
+            shape = (layer.out_channels, -1, layer.kernel, layer.kernel)
+            values = self.weights[weight : weight + layer.weight_count].reshape(shape)
+            biases = self.bias[bias : bias + layer.bias_count]
+            weight, bias = weight + layer.weight_count, bias + layer.bias_count
+            y = functional.conv2d(
+                y,
+                torch.from_numpy(values).double(),
+                torch.from_numpy(biases).double(),
+                layer.stride,
+                layer.padding,
+                groups=layer.in_channels if depthwise else 1,
+            )
+            y = ACTIVATIONS[layer.activation](y + x if layer.residual else y)
+        return y
+
 
 class Kernels:
     """Built kernels of one target, linked to one library and loaded."""
@@ -82,8 +109,13 @@ class Kernels:
         path.write_bytes(link_shared_library({}, tuple(objects.values()), cache.target))
         self._library = ctypes.CDLL(str(path))
 
-    def run(self, workload: Workload, schedule: Schedule, operands: Operands) -> np.ndarray:
-        """Return the kernel's result [out, h, w]; the margins of all operands stay as they were."""
+    def run(
+        self, workload: Workload, schedule: Schedule, operands: Operands, threads: int = 1
+    ) -> np.ndarray:
+        """Return the kernel's result [out, h, w]; the margins of all operands stay as they were.
+
+        The shares of several threads are computed one after the other, the last one first.
+        """
         one = workload
         planar = one.input_layout is Layout.NCHW
         inputs = [operands.input if planar else operands.input.transpose(1, 2, 0)]
@@ -92,12 +124,19 @@ class Kernels:
             inputs += [pack_weights(one, schedule, lanes, operands.weights), operands.bias]
         else:
             inputs += [np.zeros(0), np.zeros(0)]
-        inputs.append(np.zeros(0) if operands.other is None else operands.other.transpose(1, 2, 0))
+        if one.scratch_count:
+            inputs.append(np.full(one.scratch_count, np.nan))
+        else:
+            other = operands.other
+            inputs.append(np.zeros(0) if other is None else other.transpose(1, 2, 0))
         shape = (one.out_height, one.out_width, one.out_channels)
         places = [_guarded(values) for values in inputs]
         output = _guarded(np.full(shape, np.nan, np.float32))
         function = getattr(self._library, symbol_of(one, schedule))
-        function(*(_pointer(place) for place in places), _pointer(output))
+        pointers = [_pointer(place) for place in (*places, output)]
+        tasks = task_count(one, schedule, self.target.vector_lanes)
+        for thread in reversed(range(threads)):
+            function(*pointers, tasks * thread // threads, tasks * (thread + 1) // threads)
         for place in (*places, output):
             assert np.isnan(place[:MARGIN]).all()
             assert np.isnan(place[-MARGIN:]).all()

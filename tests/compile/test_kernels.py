@@ -14,8 +14,10 @@ from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import (
     MAX_CANDIDATES,
     Schedule,
+    Split,
     candidates,
     column_groups,
+    task_count,
     vector_chunks,
 )
 from bignas.device_db.errors import InputError, ModelError, TargetError
@@ -84,6 +86,14 @@ def workloads_of(operator: Operator, count: int) -> list[Workload]:
                     operator, height, width, channels, channels, kernel, stride,
                     0 if index % 5 == 4 else kernel // 2, activation, residual,
                 )  # fmt: skip
+            case Operator.INVERTED_BOTTLENECK:
+                hidden = channels if index % 3 == 2 else 2 * channels
+                keeps = stride == 1 and residual
+                one = Workload(
+                    operator, height, width, channels, channels if keeps else others, kernel,
+                    stride, 0 if index % 5 == 4 and not keeps else kernel // 2, activation, keeps,
+                    hidden_channels=hidden,
+                )  # fmt: skip
             case _:
                 one = Workload(operator, height, width, channels, channels, activation=activation)
         result.append(one)
@@ -91,15 +101,19 @@ def workloads_of(operator: Operator, count: int) -> list[Workload]:
 
 
 def check_all(
-    workloads: Sequence[Workload], target: Target, folder: Path, most: int = MAX_CANDIDATES
+    workloads: Sequence[Workload],
+    target: Target,
+    folder: Path,
+    most: int = MAX_CANDIDATES,
+    threads: int = 1,
 ) -> None:
     """Compare the first `most` candidates of each workload with torch."""
-    chosen = [(one, s) for one in workloads for s in candidates(one, target)[:most]]
+    chosen = [(one, s) for one in workloads for s in candidates(one, target, threads)[:most]]
     kernels = Kernels(chosen, ObjectCache(target), folder)
     operands = {one: Operands(one) for one in workloads}
     expected = {one: operands[one].expected() for one in workloads}
     for workload, schedule in chosen:
-        result = kernels.run(workload, schedule, operands[workload])
+        result = kernels.run(workload, schedule, operands[workload], threads)
         error = relative_error(result, expected[workload])
         assert error <= TOLERANCE, f"{workload.key} {schedule} on {target.cpu}"
 
@@ -110,6 +124,30 @@ def test_candidates_give_the_numbers_of_torch(
     operator: Operator, name: str, tmp_path: Path
 ) -> None:
     check_all(workloads_of(operator, 7), usable_target(name), tmp_path)
+
+
+@pytest.mark.parametrize("operator", list(Operator))
+@pytest.mark.parametrize("threads", [2, 3])
+def test_shares_of_threads_give_the_numbers_of_torch(
+    operator: Operator, threads: int, tmp_path: Path
+) -> None:
+    target = probe_local().target
+    check_all(workloads_of(operator, 7), target, tmp_path, most=2, threads=threads)
+
+
+@pytest.mark.parametrize("split", [Split.PIXELS, Split.CHANNELS])
+def test_ranges_of_tasks_cover_the_output_once(split: Split, tmp_path: Path) -> None:
+    """Every task computes its own slice of the output and nothing of any other."""
+    one = Workload(Operator.POINTWISE, 5, 5, 7, 40)
+    schedule = Schedule(4, 1, split=split)
+    target = probe_local().target
+    kernels = Kernels([(one, schedule)], ObjectCache(target), tmp_path)
+    tasks = task_count(one, schedule, target.vector_lanes)
+    assert tasks > 1
+    operands = Operands(one)
+    for threads in (1, tasks, tasks + 3):  # with more threads than tasks, some have none
+        result = kernels.run(one, schedule, operands, threads)
+        assert relative_error(result, operands.expected()) <= TOLERANCE
 
 
 @pytest.mark.slow
@@ -129,6 +167,13 @@ def small_workloads(draw: st.DrawFn) -> Workload:
     activation = draw(st.sampled_from(list(Activation)))
     if operator in (Operator.GLOBAL_POOL, Operator.SCALE):
         return Workload(operator, height, width, channels, channels, activation=activation)
+    if operator is Operator.INVERTED_BOTTLENECK:
+        kernel = draw(st.integers(1, min(5, height, width)))
+        others = draw(st.integers(1, 12))
+        return Workload(
+            operator, height, width, others, others, kernel, draw(st.integers(1, 3)),
+            draw(st.integers(0, kernel // 2)), activation, hidden_channels=channels,
+        )  # fmt: skip
     residual = draw(st.booleans())
     others = channels if operator is Operator.DEPTHWISE else draw(st.integers(1, 12))
     if operator is Operator.POINTWISE:

@@ -21,8 +21,8 @@ CALL = re.compile(r"\s+bignas_k_\w+\((.+?)\);")
 
 
 def calls_of(source: str) -> list[list[str]]:
-    """Return the arguments of each kernel call: input, weights, bias, other, output."""
-    return [match[1].split(", ") for match in map(CALL.match, source.splitlines()) if match]
+    """Return the pointers of each kernel call: input, weights, bias, other, output."""
+    return [match[1].split(", ")[:5] for match in map(CALL.match, source.splitlines()) if match]
 
 
 def offset(argument: str, base: str) -> int | None:
