@@ -37,6 +37,8 @@ STANDALONE_FLAGS = (
     "-Wl,-e,bignas_start",
 )
 # kernels of TVM's own loop nests call the C library's mathematical functions
+# atomic operations of threads would be calls into a library that the runner does not link
+INLINE_ATOMICS = "-mno-outline-atomics"
 STATIC_FLAGS = ("-static", "-fno-builtin", "-Wl,-z,noexecstack")
 OUTPUT = "output"
 
@@ -129,6 +131,8 @@ def _link(
 ) -> bytes:
     compiler = _compiler(target, standalone)
     flags = STANDALONE_FLAGS if standalone else flags
+    if target.architecture is MachineArchitecture.AARCH64:
+        flags = (*flags, INLINE_ATOMICS)
     libraries = () if standalone else LIBRARIES
     try:
         return _link_in_folder(compiler, sources, objects, flags, libraries)
