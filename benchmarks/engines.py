@@ -31,7 +31,7 @@ BY_PROCESSOR = "it chooses its kernels by what the processor says, and has no se
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """One network in every form that an engine may want, in a folder of its own."""
+    """One network in every form that an engine may want, in a folder of its name."""
 
     folder: Path
 
@@ -41,9 +41,9 @@ class ModelFiles:
         return self.folder / "model.onnx"
 
     @property
-    def program(self) -> Path:
-        """The network as torch exports it."""
-        return self.folder / "model.pt2"
+    def model(self) -> str:
+        """The name of the network in race_models.py."""
+        return self.folder.name
 
     @property
     def traced(self) -> Path:
@@ -97,7 +97,8 @@ class Engine:
     """An engine: its package, its calls, and how it is kept to an older instruction set.
 
     `convert` writes the engine's own files of a model, where it needs some. `restrictions` are
-    environment variables by target; `unrestricted` says why an engine has none.
+    environment variables by target; `unrestricted` says why an engine has none. `environment` are
+    variables that it always gets.
     """
 
     package: str
@@ -105,6 +106,7 @@ class Engine:
     convert: Callable[[ModelFiles], None] | None = None
     restrictions: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     unrestricted: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def installed(self) -> bool:
@@ -122,7 +124,7 @@ class Engine:
     def environment_for(self, target: str, threads: int) -> dict[str, str]:
         """Return the environment variables to start the engine's process with."""
         threading = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        return {**threading, **self.restrictions.get(target, {})}
+        return {**threading, **self.environment, **self.restrictions.get(target, {})}
 
 
 def _bignas(task: Task) -> Prepared:
@@ -250,7 +252,8 @@ def _torch_compile(task: Task) -> Prepared:
     if task.target != NATIVE:
         config.cpp.march = task.target
         config.cpp.simdlen = INDUCTOR_BITS[task.target]
-    compiled = torch.compile(torch.export.load(task.files.program).module())
+    models = importlib.import_module("race_models").race_models()
+    compiled = torch.compile(models[task.files.model].build())
     image = torch.from_numpy(task.load_image())
 
     def run() -> Any:
@@ -300,5 +303,6 @@ ENGINES: Mapping[str, Engine] = {
                 "ONEDNN_MAX_CPU_ISA": "SSE41",
             },
         },
+        environment={"TORCHINDUCTOR_COMPILE_THREADS": "1"},  # no processes of its own
     ),
 }

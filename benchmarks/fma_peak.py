@@ -20,9 +20,9 @@ from bignas.compile.toolchain import link_program
 from bignas.device_db.errors import TargetError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import MachineArchitecture, Target
+from bignas.device_db.records import MachineArchitecture, Target, Workload
 
-__all__ = ["peak_gmacs"]
+__all__ = ["needed_macs", "peak_gmacs"]
 
 MILLISECONDS = 300
 
@@ -141,6 +141,27 @@ def peak_gmacs(target: Target, cores: Sequence[int], milliseconds: int = MILLISE
         command = [str(program), str(milliseconds), *map(str, cores)]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(result.stdout)
+
+
+def needed_macs(workload: Workload) -> int:
+    """Return the multiply-adds of a kernel without those on padding, which it may leave out.
+
+    On small images with wide windows they are many, so that the share of the peak reckoned with
+    `Workload.macs`, which counts them as published figures do, could exceed one.
+    """
+    window = workload.kernel * workload.kernel * workload.out_height * workload.out_width
+    taps = [
+        sum(
+            0 <= output * workload.stride - workload.padding + tap < size
+            for output in range(outputs)
+            for tap in range(workload.kernel)
+        )
+        for size, outputs in (
+            (workload.height, workload.out_height),
+            (workload.width, workload.out_width),
+        )
+    ]
+    return workload.macs // window * taps[0] * taps[1]
 
 
 def main() -> None:

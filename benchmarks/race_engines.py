@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 from engines import ENGINES, NATIVE, OURS, ModelFiles
-from fma_peak import peak_gmacs
+from fma_peak import needed_macs, peak_gmacs
 from interleave import WorkerCommand, WorkerError, run_worker, sample_in_turn
 from race_models import RaceModel, race_models, write_model
 from race_results import Entry, Key, is_done, key_of, merge, read_entries, summarise, write_results
@@ -194,7 +194,7 @@ class _Race:
     def _model_files(self, model: RaceModel) -> ModelFiles:
         """Return the files of a network, written and converted by all engines on first use."""
         if model.name not in self._files:
-            files = write_model(model, self.folder / model.name)
+            files = write_model(model, self.folder)
             for name in self.engines:
                 if ENGINES[name].installed and ENGINES[name].convert is not None:
                     run_worker(self._worker("convert", name, files, os.environ))
@@ -239,6 +239,7 @@ class _Race:
             "threads": course.threads,
             "resolution": model.resolution,
             "macs": sum(workload.macs for workload in compiled.graph.workloads),
+            "needed_macs": sum(needed_macs(workload) for workload in compiled.graph.workloads),
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "code_hash": code_hash(),
             "versions": {name: version(ENGINES[name].package) for name in engines},

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,17 +99,17 @@ def nearest_child(
 
 
 def write_model(model: RaceModel, folder: Path) -> ModelFiles:
-    """Write a network in every form that an engine may want."""
-    files = ModelFiles(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a network into a new folder below `folder`, in the forms that engines start from."""
+    files = ModelFiles(folder / model.name)
+    files.folder.mkdir(parents=True)
     module = model.build()
     shape = (1, 3, model.resolution, model.resolution)
     image = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
     np.save(files.image, image)
     files.onnx.write_bytes(export_onnx(module, model.resolution))
     example = (torch.from_numpy(image),)
-    torch.export.save(torch.export.export(module, example), files.program)
-    torch.jit.trace(_Named(module).eval(), example).save(str(files.traced))
+    traced: Any = torch.jit.trace(_Named(module).eval(), example)
+    traced.save(str(files.traced))
     return files
 
 
@@ -140,7 +141,4 @@ def _extract(space: SearchSpace, architecture: Architecture) -> torch.nn.Module:
         architecture.resolution,
     )
     images = torch.randn(shape, generator=generator)
-    child = network.extract(architecture, calibrate(network, architecture, images)).eval()
-    for weights in child.parameters():
-        weights.data = weights.data.clone()  # not slices of the supernet's
-    return child
+    return network.extract(architecture, calibrate(network, architecture, images)).eval()

@@ -127,7 +127,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "us": us,
         "fastest_peer": peer,
         "ratio": ratio(entry),
-        "peak_share": entry["macs"] / us / 1e3 / entry["peak_gmacs"],
+        "peak_share": entry["needed_macs"] / us / 1e3 / entry["peak_gmacs"],
         "kernel_sum_over_network": entry["kernel_sum_us"] / entry["network_us"]["p50"],
     }
 
