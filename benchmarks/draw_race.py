@@ -1,6 +1,6 @@
 """Draws the results of the race: latencies relative to the fastest peer, for each thread count.
 
-    python benchmarks/draw_race.py benchmarks/results/race_engines.json docs/race.png
+    python benchmarks/draw_race.py benchmarks/results/race.json docs/race.png
 
 The same results give the same bytes.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engines import ENGINES, NATIVE, OURS
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -55,14 +56,16 @@ def draw(entries: Sequence[Mapping[str, Any]]) -> bytes:
         axes = figure.add_subplot(1, len(threads), index + 1)
         _panel(axes, [entry for entry in entries if entry["threads"] == count])
         axes.set_title("1 thread" if count == 1 else f"{count} threads", fontsize=10)
-    shown = {}
+    shown: dict[str, Artist] = {}
     for axes in figure.axes:
-        shown |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    named = [name for name in ENGINES if name in shown]
     figure.legend(
-        shown.values(),
-        shown,
+        [shown[name] for name in named],
+        named,
         loc="outside lower center",
-        ncols=len(shown),
+        ncols=len(named),
         frameon=False,
         fontsize=9,
     )
@@ -76,7 +79,7 @@ def _panel(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
     names = [entry["model"] for entry in entries]
     fastest = [entry["median_us"][fastest_peer(entry) or OURS] for entry in entries]
     axes.axvline(1.0, color="#444444", linewidth=0.8)
-    for engine in reversed(ENGINES):  # ours last, on top of the others
+    for engine in reversed(list(ENGINES)):  # ours last, on top of the others
         points = [
             (min(entry["median_us"][engine] / us, LIMITS[1]), row)
             for row, (entry, us) in enumerate(zip(entries, fastest, strict=True))
@@ -84,7 +87,8 @@ def _panel(axes: Axes, entries: Sequence[Mapping[str, Any]]) -> None:
         ]
         if points:
             axes.scatter(
-                *zip(*points, strict=True),
+                [ratio for ratio, _ in points],
+                [row for _, row in points],
                 s=34 if engine == OURS else 20,
                 color=COLORS[engine],
                 marker=MARKERS[engine],

@@ -1,6 +1,6 @@
 """Our binaries against other engines: the same networks, interleaved in one run.
 
-    python benchmarks/race_engines.py --json benchmarks/results/race_engines.json
+    python benchmarks/race_engines.py --json benchmarks/results/race.json
 
 Networks: MobileNetV2, EfficientNet-Lite0 and ResNet-18, two children of `bignas`, ten of `cifar`.
 Each engine runs in a process of its own on the same cores, warm, called from the same Python loop,

@@ -108,8 +108,8 @@ def write_model(model: RaceModel, folder: Path) -> ModelFiles:
     np.save(files.image, image)
     files.onnx.write_bytes(export_onnx(module, model.resolution))
     example = (torch.from_numpy(image),)
-    traced: Any = torch.jit.trace(_Named(module).eval(), example)
-    traced.save(str(files.traced))
+    jit: Any = torch.jit  # has no types
+    jit.trace(_Named(module).eval(), example).save(str(files.traced))
     return files
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from engines import OURS
 
+from bignas.device_db.errors import InputError
 from bignas.device_db.files import write_atomically
 
 __all__ = [
@@ -133,10 +134,19 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """Return the entries of a results file, none when it does not exist."""
-    if not path.exists():
+    """Return the entries of a results file, none when it does not exist.
+
+    Raises:
+        InputError: the file cannot be read, or is something else.
+    """
+    try:
+        entries: list[Entry] = json.loads(path.read_bytes())["entries"]
+    except FileNotFoundError:
         return []
-    entries: list[Entry] = json.loads(path.read_bytes())["entries"]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} holds no results of a race; name another file") from error
     return entries
 
 

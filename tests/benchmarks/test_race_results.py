@@ -17,6 +17,7 @@ from race_results import (
     write_results,
 )
 
+from bignas.device_db.errors import InputError
 from tests.benchmarks.entries import CODE, make_entry
 
 
@@ -109,3 +110,11 @@ def test_results_are_read_back_with_their_summary(tmp_path: Path) -> None:
     document = json.loads(path.read_text(encoding="utf-8"))
     assert document["cpu"] == "some processor"
     assert document["summary"] == summarise(entries)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"networks": []}'])
+def test_another_file_is_not_taken_for_results(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "race.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match="no results of a race"):
+        read_entries(path)
