@@ -1,168 +1,322 @@
 """Our binaries against other engines: the same networks, interleaved in one run.
 
-    python benchmarks/race_engines.py --json benchmarks/results/race_engines.json
+    python benchmarks/race_engines.py --json benchmarks/results/race.json
 
-The networks are children of an untrained supernet with recalibrated batch norm (latency does not
-depend on the values of weights), spread from the smallest to the biggest. Each is exported to ONNX
-once; every engine gets that file, or the torch module it came from. All are called from Python once
-a run, pinned to the same cores, with warm caches; their order is drawn anew in each round, and
-outputs are compared before anything is timed. Kernels that the store lacks are tuned first.
+Networks: MobileNetV2, EfficientNet-Lite0 and ResNet-18, two children of `bignas`, ten of `cifar`.
+Each engine runs in a process of its own on the same cores, warm, called from the same Python loop,
+and is stopped while another one is timed. Outputs are compared, every sample is written. Kernels
+that the store lacks are tuned first.
 
-`pip install openvino MNN ncnn pnnx` adds peers; those that are not installed are named as absent.
+The race may be run in pieces: --models, --threads, --targets and --engines take names separated by
+commas. What the file has already is not repeated unless --again asks for it.
+
+`pip install 'bignas[bench]'` adds the peers. Those that are not installed, and those that cannot
+be kept to an older instruction set, are left out, and the file says why.
 """
 
 import argparse
-import json
+import dataclasses
 import os
 import platform
+import sys
 import tempfile
-import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from engines import ENGINES, PACKAGES, Model, Prepared, absent_engines
+from engines import ENGINES, NATIVE, OURS, ModelFiles
+from fma_peak import needed_macs, peak_gmacs
+from interleave import WorkerCommand, WorkerError, run_worker, sample_in_turn
+from race_models import RaceModel, race_models, write_model
+from race_results import Entry, Key, is_done, key_of, merge, read_entries, summarise, write_results
 
+from bignas.compile.codegen import code_hash
+from bignas.compile.fusion import kernel_options
+from bignas.compile.graph import KernelGraph
 from bignas.compile.lower import lower_onnx
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
-from bignas.compile.onnx_export import export_onnx
+from bignas.device_db.errors import BignasError, MeasurementError
+from bignas.device_db.presets import PRESETS
+from bignas.device_db.probe import LOCAL
 from bignas.device_db.records import Device
 from bignas.device_db.store import Store
-from bignas.latency.protocol import measuring_cores
-from bignas.latency.subnets import spread_sample
-from bignas.latency.tuned import schedules_of
+from bignas.latency.protocol import NetworkJob, measure
+from bignas.latency.subnets import SUBNET_SETTINGS
+from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
 from bignas.latency.tuning import ensure_tuned
-from bignas.supernet.calibrate import calibrate
-from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture
-from bignas.supernet.spaces import load_space
 
-OURS = "bignas"
+TARGETS = (NATIVE, "x86-64-v3", "x86-64-v2")
+THREADS = (1, 2)
 ROUNDS = 60
-SAMPLE_US = 3000.0
+BYTES_PER_VALUE = 4
 TOLERANCE = 1e-3  # of the largest output; engines that use Winograd or fuse differently need it
+WORKER = Path(__file__).with_name("engine_worker.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A target and a number of threads, with the device that has both."""
+
+    target: str
+    threads: int
+    device: Device
+    cores: tuple[int, ...]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Engines that do not run, each with the reason."""
+        reasons = {
+            name: engine.left_out(self.target) if engine.installed else "not installed"
+            for name, engine in ENGINES.items()
+        }
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A network of ours: its kernels, the linked library and the sum of its kernels' latencies."""
+
+    graph: KernelGraph
+    library: Path
+    kernel_sum_us: float
 
 
 def main() -> None:
-    """Run the race and write every sample."""
+    """Run what is missing of the race, and write every sample."""
+    options = _options()
+    models = race_models()
+    wanted = _chosen(options.models, models, "networks")
+    engines = _chosen(options.engines, ENGINES, "engines")
+    try:
+        with Store.open() as store, tempfile.TemporaryDirectory(prefix="bignas-race-") as folder:
+            race = _Race(models, engines, options.rounds, store, Path(folder), options.json)
+            for target in _chosen(options.targets, TARGETS, "targets"):
+                for threads in options.threads.split(","):
+                    race.run(race.course(target, int(threads)), wanted, options.again)
+    except (BignasError, WorkerError) as error:
+        sys.exit(str(error))
+    for course in summarise(read_entries(options.json)):
+        print(_summary_line(course))
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--space", default="cifar")
-    parser.add_argument("--subnets", type=int, default=10)
-    parser.add_argument("--engines", default=",".join(ENGINES), help="separated by commas")
+    parser.add_argument("--models", default="", help="names separated by commas; all by default")
+    parser.add_argument("--threads", default=",".join(map(str, THREADS)))
+    parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--again", action="store_true", help="repeat what is done already")
     parser.add_argument("--json", type=Path, required=True)
-    options = parser.parse_args()
-    absent = absent_engines()
-    names = [name for name in options.engines.split(",") if name not in absent]
-    torch.set_num_threads(1)
-    space = load_space(options.space)
-    network = Supernet(space, seed=0)
-    architectures = spread_sample(space, options.subnets, np.random.default_rng(0))
-    with Store.open() as store, tempfile.TemporaryDirectory() as folder:
-        device = store.device("local")
-        models = [
-            _model(network, one, Path(folder) / f"network{index}.so")
-            for index, one in enumerate(architectures)
+    return parser.parse_args()
+
+
+def _chosen(names: str, known: Sequence[str] | Mapping[str, Any], what: str) -> list[str]:
+    chosen = names.split(",") if names else list(known)
+    unknown = [name for name in chosen if name not in known]
+    if unknown:
+        sys.exit(f"there are no {what} {', '.join(unknown)}; known: {', '.join(known)}")
+    return chosen
+
+
+class _Race:
+    """The race and its results file; networks are written and converted once."""
+
+    def __init__(
+        self,
+        models: Mapping[str, RaceModel],
+        engines: Sequence[str],
+        rounds: int,
+        store: Store,
+        folder: Path,
+        results: Path,
+    ) -> None:
+        self.models = models
+        self.engines = engines
+        self.rounds = rounds
+        self.store = store
+        self.folder = folder
+        self.results = results
+        self._files: dict[str, ModelFiles] = {}
+
+    def course(self, target: str, threads: int) -> Course:
+        """Return a course on this machine; its device is added to the store when it is new."""
+        local = self.store.device(LOCAL)
+        allowed = sorted(os.sched_getaffinity(0), reverse=True)
+        if not 1 <= threads <= len(allowed):
+            sys.exit(f"{threads} threads do not fit on the {len(allowed)} cores of this machine")
+        device = local
+        if (target, threads) != (NATIVE, local.threads):
+            device = dataclasses.replace(
+                local,
+                name=f"{LOCAL}-{target}-{threads}-threads",
+                target=PRESETS.get(target, local.target),
+                threads=threads,
+            )
+            self.store.add_device(device)
+        return Course(target, threads, device, tuple(allowed[:threads]))
+
+    def run(self, course: Course, names: Sequence[str], again: bool) -> None:
+        """Race the networks that have no entry yet, and write each entry when it is there."""
+        left_out = course.left_out
+        engines = [name for name in self.engines if name not in left_out]
+        done = {key_of(entry): entry for entry in read_entries(self.results)}
+        missing = [
+            name
+            for name in names
+            if again
+            or not is_done(done.get(Key(course.target, course.threads, name)), engines, code_hash())
         ]
-        _compile(models, device, store)
-        os.sched_setaffinity(0, set(measuring_cores(1)))
-        entries: list[dict[str, Any]] = []
-        for architecture, model in zip(architectures, models, strict=True):
-            entry = race(model, names, threads=1)
-            entry |= {"arch": architecture.to_dict(), "macs": space.macs(architecture)}
-            entries.append(entry)
-            medians = "  ".join(f"{name} {us:.1f}" for name, us in entry["median_us"].items())
-            print(f"{space.macs(architecture) / 1e6:6.2f} MMACs  {medians} us", flush=True)
-    ratios = _ratios(entries)
-    result = {
-        "kind": "measured",
-        "space": space.name,
-        "cpu": device.cpu_model,
-        "target": device.target.to_dict(),
-        "threads": 1,
-        "python": platform.python_version(),
-        "versions": {name: version(PACKAGES[name]) for name in names},
-        "absent": [name for name in options.engines.split(",") if name in absent],
-        "geometric_mean_ratio": ratios,
-        "networks": entries,
-    }
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    for name, ratio in ratios.items():
-        print(f"geometric mean of bignas / {name}: {ratio:.3f}")
+        if not missing:
+            return
+        peak = peak_gmacs(course.device.target, course.cores)
+        compiled = self._compile(course, missing)
+        for name in missing:
+            entry = self._entry(course, self.models[name], compiled[name], engines)
+            entry |= {"peak_gmacs": peak, "left_out": left_out}
+            self._write(entry, course.device)
+
+    def _write(self, entry: Entry, device: Device) -> None:
+        entries = merge(read_entries(self.results), [entry], list(self.models))
+        machine = {
+            "cpu": device.cpu_model,
+            "cores": device.cores,
+            "python": platform.python_version(),
+        }
+        write_results(self.results, entries, machine)
+        medians = "  ".join(f"{name} {us:.1f}" for name, us in entry["median_us"].items())
+        course = f"{entry['target']}, {entry['threads']} threads"
+        print(f"{course}: {entry['model']:20} {medians} us", flush=True)
+
+    def _model_files(self, model: RaceModel) -> ModelFiles:
+        """Return the files of a network, written and converted by all engines on first use."""
+        if model.name not in self._files:
+            files = write_model(model, self.folder)
+            for name in self.engines:
+                if ENGINES[name].installed and ENGINES[name].convert is not None:
+                    run_worker(self._worker("convert", name, files, os.environ))
+            self._files[model.name] = files
+        return self._files[model.name]
+
+    def _compile(self, course: Course, names: Sequence[str]) -> dict[str, Compiled]:
+        """Tune what the store lacks, and link our library of each network."""
+        cache = ObjectCache(course.device.target)
+        graphs = {
+            name: lower_onnx(self._model_files(self.models[name]).onnx.read_bytes())
+            for name in names
+        }
+        compiled: dict[str, Compiled] = {}
+        for name, layered in graphs.items():
+            options = kernel_options(layered.workloads)
+            size = sum(one.weight_count for one in layered.workloads) * BYTES_PER_VALUE
+            kernels = ensure_tuned(options, course.device, self.store, cache, _show_tuning, size)
+            graph = fuse_tuned(layered, kernels)
+            network = build_network(graph, schedules_of(kernels), cache, course.threads)
+            library = self.folder / name / f"{course.target}-{course.threads}.so"
+            library.write_bytes(network.library)
+            compiled[name] = Compiled(graph, library, _kernel_sum_us(graph, kernels))
+        return compiled
+
+    def _entry(
+        self, course: Course, model: RaceModel, compiled: Compiled, engines: Sequence[str]
+    ) -> Entry:
+        """Time one network in the engines and return what was found."""
+        files = self._model_files(model)
+        details = [str(compiled.library), str(course.threads), course.target]
+        workers = {}
+        for name in engines:
+            own = ENGINES[name].environment_for(course.target, course.threads)
+            # unless told otherwise OpenMP spins for a moment, then sleeps
+            inherited = {key: os.environ[key] for key in os.environ if key != "OMP_WAIT_POLICY"}
+            workers[name] = self._worker("time", name, files, inherited | own, details)
+        load = os.getloadavg()[0]
+        samples = sample_in_turn(workers, self.rounds, course.cores)
+        return {
+            "model": model.name,
+            "group": model.group,
+            "target": course.target,
+            "threads": course.threads,
+            "resolution": model.resolution,
+            "macs": sum(workload.macs for workload in compiled.graph.workloads),
+            "needed_macs": sum(needed_macs(workload) for workload in compiled.graph.workloads),
+            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "code_hash": code_hash(),
+            "versions": {name: version(ENGINES[name].package) for name in engines},
+            "cores": list(course.cores),
+            "load_average": load,
+            "median_us": {name: float(np.median(values)) for name, values in samples.items()},
+            "max_abs_difference": differences(
+                {name: np.load(files.output(name)) for name in engines}
+            ),
+            "kernel_sum_us": compiled.kernel_sum_us,
+            "network_us": _network_us(compiled.library, course.threads),
+            "fallback_kernels": len(compiled.graph.fallbacks),
+            "fused_blocks": sum(one.hidden_channels > 0 for one in compiled.graph.workloads),
+            "samples_us": {
+                name: [round(us, 3) for us in values] for name, values in samples.items()
+            },
+        }
+
+    def _worker(
+        self,
+        action: str,
+        engine: str,
+        files: ModelFiles,
+        environment: Mapping[str, str],
+        details: Sequence[str] = (),
+    ) -> WorkerCommand:
+        command = [sys.executable, str(WORKER), action, engine, str(files.folder), *details]
+        return WorkerCommand(command, environment, files.folder / f"{action}-{engine}.log")
 
 
-def _model(network: Supernet, architecture: Architecture, library: Path) -> Model:
-    generator = torch.Generator().manual_seed(1)
-    size, channels = architecture.resolution, network.space.in_channels
-    images = torch.randn(64, channels, size, size, generator=generator)
-    child = network.extract(architecture, calibrate(network, architecture, images))
-    image = np.random.default_rng(2).standard_normal((1, channels, size, size))
-    model = export_onnx(child, size, channels)
-    return Model(architecture.key, model, child, library, image.astype(np.float32))
+def differences(outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return the largest difference of each engine's output from ours.
 
-
-def _compile(models: list[Model], device: Device, store: Store) -> None:
-    cache = ObjectCache(device.target)
-    graphs = [lower_onnx(model.onnx) for model in models]
-    needed = [workload for graph in graphs for workload in graph.workloads]
-    schedules = schedules_of(ensure_tuned(needed, device, store, cache))
-    for model, graph in zip(models, graphs, strict=True):
-        model.library.write_bytes(build_network(graph, schedules, cache).library)
-
-
-def race(model: Model, names: list[str], threads: int) -> dict[str, Any]:
-    """Time one network in the engines; medians of the samples, in microseconds a run."""
-    runners = {name: ENGINES[name](model, threads) for name in names}
-    outputs = {name: runner.output() for name, runner in runners.items()}
-    scale = max(1.0, float(np.abs(outputs[OURS]).max()))
-    errors = {name: float(np.abs(out - outputs[OURS]).max()) for name, out in outputs.items()}
-    wrong = [name for name, error in errors.items() if error > TOLERANCE * scale]
+    Raises:
+        WorkerError: an engine computes something else.
+    """
+    ours = outputs[OURS]
+    scale = max(1.0, float(np.abs(ours).max()))
+    errors = {name: float(np.abs(one - ours).max()) for name, one in outputs.items()}
+    wrong = [name for name, error in errors.items() if not error <= TOLERANCE * scale]
     if wrong:
-        raise SystemExit(f"{', '.join(wrong)} and bignas disagree: {errors}")
-    inner = {name: _warm_up(runner) for name, runner in runners.items()}
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    order = np.random.default_rng(3)
-    for _ in range(ROUNDS):
-        for index in order.permutation(len(names)):
-            name = names[int(index)]
-            samples[name].append(_sample_us(runners[name], inner[name]))
-    return {
-        "median_us": {name: float(np.median(values)) for name, values in samples.items()},
-        "max_abs_difference": errors,
-        "samples_us": samples,
-    }
+        raise WorkerError(f"{', '.join(wrong)} and {OURS} disagree: {errors}")
+    return errors
 
 
-def _warm_up(runner: Prepared) -> int:
-    """Return how many runs make a sample of the wanted length."""
-    for _ in range(30):
-        runner.run()
-    return max(1, round(SAMPLE_US / _sample_us(runner, 20)))
+def _kernel_sum_us(graph: KernelGraph, kernels: Mapping[Any, TunedKernel]) -> float:
+    return sum(kernels[workload].latency_us for workload in graph.workloads)
 
 
-def _sample_us(runner: Prepared, inner: int) -> float:
-    run = runner.run
-    start = time.perf_counter_ns()
-    for _ in range(inner):
-        run()
-    return (time.perf_counter_ns() - start) / inner / 1e3
+def _network_us(library: Path, threads: int) -> dict[str, float]:
+    """Measure a whole network as the kernel table was measured: natively, without Python."""
+    settings = dataclasses.replace(SUBNET_SETTINGS, threads=threads)
+    (result,) = measure([NetworkJob(library)], settings).results
+    if result.error is not None:
+        raise MeasurementError(f"{library.name} could not be measured: {result.error}")
+    low, median = np.quantile(result.samples_ns, [0.1, 0.5]) / 1e3
+    return {"low": float(low), "p50": float(median)}
 
 
-def _ratios(entries: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the geometric mean of ours over each engine, and over the fastest one each time."""
-    peers = [name for name in entries[0]["median_us"] if name != OURS]
-    ratios = {
-        name: [entry["median_us"][OURS] / entry["median_us"][name] for entry in entries]
-        for name in peers
-    }
-    ratios["fastest"] = [
-        entry["median_us"][OURS] / min(entry["median_us"][name] for name in peers)
-        for entry in entries
-    ]
-    return {name: float(np.exp(np.mean(np.log(values)))) for name, values in ratios.items()}
+def _show_tuning(done: int, total: int, rejected: int) -> bool:
+    print(f"tuned {done} of {total} kernels, {rejected} rounds repeated", flush=True)
+    return True
+
+
+def _summary_line(course: Mapping[str, Any]) -> str:
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    return (
+        f"{course['target']}, {course['threads']} threads: bignas / fastest peer"
+        f" {shown(course['geometric_mean_ratio'])} (geometric mean without ResNet-18),"
+        f" {shown(course['geometric_mean_ratio_cifar'])} (cifar), worst {course['worst']}"
+    )
 
 
 if __name__ == "__main__":

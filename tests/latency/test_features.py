@@ -42,7 +42,7 @@ def test_the_parts_of_an_architecture_are_its_kernels(name: str) -> None:
 
 def test_sums_over_parts_equal_sums_over_kernels() -> None:
     archs = draw(SPACE, 50, 1)
-    sums = SpaceSums(SPACE, estimate)(archs)
+    sums = SpaceSums(SPACE, estimate, tuple)(archs)
     for index, arch in enumerate(archs):
         works = workloads(SPACE, arch)
         depthwise = [work for work in works if work.operator is Operator.DEPTHWISE]
@@ -60,19 +60,19 @@ def test_sums_over_parts_equal_sums_over_kernels() -> None:
 
 def test_what_was_asked_before_changes_nothing() -> None:
     archs = draw(SPACE, 30, 2)
-    warm = SpaceSums(SPACE, estimate)
+    warm = SpaceSums(SPACE, estimate, tuple)
     one_by_one = [network_features(warm([arch]))[0] for arch in archs]
-    assert np.array_equal(network_features(SpaceSums(SPACE, estimate)(archs)), one_by_one)
+    assert np.array_equal(network_features(SpaceSums(SPACE, estimate, tuple)(archs)), one_by_one)
     assert np.array_equal(network_features(warm(archs)), one_by_one)
 
 
 def test_no_architectures_give_no_rows() -> None:
-    sums = SpaceSums(SPACE, estimate)([])
+    sums = SpaceSums(SPACE, estimate, tuple)([])
     assert network_features(sums).shape == (0, len(network_feature_names(SPACE)))
 
 
 def test_network_features_have_names_and_are_finite() -> None:
-    features = network_features(SpaceSums(SPACE, estimate)(draw(SPACE, 20, 3)))
+    features = network_features(SpaceSums(SPACE, estimate, tuple)(draw(SPACE, 20, 3)))
     names = network_feature_names(SPACE)
     assert features.shape == (20, len(names))
     assert len(set(names)) == len(names)

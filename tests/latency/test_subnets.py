@@ -17,6 +17,7 @@ from bignas.latency.subnets import (
     measured_subnets,
     spread_sample,
 )
+from bignas.latency.tuned import TunedKernel
 from bignas.supernet.spaces import load_space
 from tests.latency.tiny import TINY
 
@@ -49,13 +50,13 @@ def test_subnets_are_measured_and_found_again(
     device: Device, store: Store, cache: ObjectCache
 ) -> None:
     architectures = [TINY.smallest(), TINY.biggest()]
-    schedules = {
-        work: candidates(work, device.target)[0]
+    kernels = {
+        work: TunedKernel(candidates(work, device.target)[0], 1.0, 1)
         for one in architectures
         for work in workloads(TINY, one)
     }
     recorder = Recorder(device.name)
-    records = measure_subnets(TINY, architectures, schedules, cache, recorder, QUICK)
+    records = measure_subnets(TINY, architectures, kernels, device, cache, recorder, QUICK)
     assert [architecture_of(one) for one in records] == architectures
     for record in records:
         assert record.ok
@@ -73,4 +74,5 @@ def test_subnets_are_measured_and_found_again(
 
 def test_a_kernel_without_a_schedule_is_an_error(device: Device, cache: ObjectCache) -> None:
     with pytest.raises(KeyError):
-        measure_subnets(TINY, [TINY.smallest()], {}, cache, Recorder(device.name), QUICK)
+        recorder = Recorder(device.name)
+        measure_subnets(TINY, [TINY.smallest()], {}, device, cache, recorder, QUICK)
