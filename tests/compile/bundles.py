@@ -16,28 +16,33 @@ from bignas.supernet.spaces import load_space
 from tests.compile.networks import first_schedules, specimen
 
 
-def device_of(preset: str | None) -> Device:
+def device_of(preset: str | None, threads: int = 1) -> Device:
     """Return a device with the target of a preset; None is this machine."""
-    here = probe_local()
+    here = dataclasses.replace(probe_local(), threads=threads)
     if preset is None:
         return here
     return dataclasses.replace(here, name=preset, target=PRESETS[preset])
 
 
 def child_contents(
-    architecture: Architecture, preset: str | None = None, cache: Path | None = None
+    architecture: Architecture,
+    preset: str | None = None,
+    cache: Path | None = None,
+    threads: int = 1,
 ) -> BundleContents:
     """Return what the bundle of a child of `cifar` is written from; nothing is measured."""
-    device = device_of(preset)
+    device = device_of(preset, threads)
     sample = specimen(load_space("cifar"), architecture)
     model = export_onnx(sample.child, architecture.resolution)
     graph = lower_onnx(model)
-    schedules = first_schedules(graph, device.target)
-    network = build_network(graph, schedules, ObjectCache(device.target, cache))
+    schedules = first_schedules(graph, device.target, threads)
+    network = build_network(graph, schedules, ObjectCache(device.target, cache), threads)
     images = sample.images.numpy()
     return BundleContents("child", network, model, images, device, preprocessing={})
 
 
-def child_bundle(path: Path, architecture: Architecture, preset: str | None = None) -> Bundle:
+def child_bundle(
+    path: Path, architecture: Architecture, preset: str | None = None, threads: int = 1
+) -> Bundle:
     """Write the bundle of a child of `cifar` with the best guess for each kernel."""
-    return write_bundle(path, child_contents(architecture, preset))
+    return write_bundle(path, child_contents(architecture, preset, threads=threads))

@@ -117,15 +117,18 @@ def specimen(space: SearchSpace, architecture: Architecture, seed: int = 0) -> S
     return Specimen(supernet, statistics, supernet.extract(architecture, statistics), images[:6])
 
 
-def first_schedules(graph: KernelGraph, target: Target) -> dict[Workload, Schedule]:
+def first_schedules(
+    graph: KernelGraph, target: Target, threads: int = 1
+) -> dict[Workload, Schedule]:
     """Return the best guess for each kernel, without measuring."""
-    return {one: candidates(one, target)[0] for one in graph.workloads}
+    return {one: candidates(one, target, threads)[0] for one in graph.workloads}
 
 
-def compile_graph(graph: KernelGraph) -> CompiledNetwork:
+def compile_graph(graph: KernelGraph, threads: int = 1) -> CompiledNetwork:
     """Link a network for this machine."""
     target = probe_local().target
-    return build_network(graph, first_schedules(graph, target), ObjectCache(target))
+    schedules = first_schedules(graph, target, threads)
+    return build_network(graph, schedules, ObjectCache(target), threads)
 
 
 def run_compiled(network: CompiledNetwork, images: np.ndarray, folder: Path) -> np.ndarray:

@@ -66,6 +66,14 @@ def test_children_for_presets_of_this_family(preset: str, child: str, tmp_path: 
 
 
 @pytest.mark.parametrize("preset", FOREIGN)
+def test_threads_of_other_families_answer_alike(preset: str, tmp_path: Path) -> None:
+    require_cross_tools(PRESETS[preset])
+    bundle = child_bundle(tmp_path / "bundle", SPACE.smallest(), preset, threads=2)
+    assert bundle.manifest.threads == 2
+    assert verify(bundle).ok
+
+
+@pytest.mark.parametrize("preset", FOREIGN)
 def test_two_builds_are_identical(preset: str, tmp_path: Path) -> None:
     require_cross_tools(PRESETS[preset])
     one = child_bundle(tmp_path / "one", SPACE.smallest(), preset)

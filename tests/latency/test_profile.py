@@ -27,7 +27,7 @@ from bignas.latency.profile import (
 )
 from bignas.latency.recording import Recorder
 from bignas.latency.subnets import measure_subnets, measured_subnets
-from bignas.latency.tuned import schedules_of, tuned_kernels
+from bignas.latency.tuned import tuned_kernels
 from bignas.latency.tuning import FINAL
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
@@ -143,8 +143,8 @@ def test_profile_fit_predict_from_end_to_end(
     fresh = list({one for one in (TINY.sample(random) for _ in range(200)) if one not in known})
     fresh = sorted(fresh, key=TINY.macs)[:: max(1, len(fresh) // 16)]
     assert len(fresh) >= 8
-    schedules = schedules_of(tuned_kernels(store, device.name))
-    records = measure_subnets(TINY, fresh, schedules, cache, Recorder(device.name))
+    kernels = tuned_kernels(store, device.name)
+    records = measure_subnets(TINY, fresh, kernels, device, cache, Recorder(device.name))
     measured = np.array([one.p50_ns / 1e6 for one in records])
     predicted = predictor.predict(fresh)
     assert metrics.spearman(predicted.latency_ms, measured) > 0.8

@@ -73,6 +73,6 @@ def test_subnets_are_measured_and_found_again(
 
 
 def test_a_kernel_without_a_schedule_is_an_error(device: Device, cache: ObjectCache) -> None:
+    recorder = Recorder(device.name)
     with pytest.raises(KeyError):
-        recorder = Recorder(device.name)
         measure_subnets(TINY, [TINY.smallest()], {}, device, cache, recorder, QUICK)
