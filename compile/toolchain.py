@@ -36,7 +36,7 @@ STANDALONE_FLAGS = (
     "-Wl,-z,noexecstack",
     "-Wl,-e,bignas_start",
 )
-# kernels of TVM's own loop nests call the C library's mathematical functions
+# for the rare kernel that calls a function which the runner does not bring itself
 STATIC_FLAGS = ("-static", "-fno-builtin", "-Wl,-z,noexecstack")
 OUTPUT = "output"
 

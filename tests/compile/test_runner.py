@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bignas.compile import native
 from bignas.compile.bundle import (
@@ -39,6 +40,7 @@ from tests.compile.networks import first_schedules
 
 SPACE = load_space("cifar")
 ALLOWANCE_BYTES = 400_000  # of the runner beyond the weights
+OWN_BYTES = 100_000  # of a runner of few kernels that holds no C library
 SEGMENT_DYNAMIC, SEGMENT_INTERPRETER = 2, 3
 
 
@@ -152,9 +154,22 @@ def test_two_builds_from_nothing_are_identical(sound: Bundle, tmp_path: Path) ->
     assert contents.network.library == (sound.path / "model.so").read_bytes()
 
 
-def test_fallback_kernels_get_the_mathematical_functions_they_call(tmp_path: Path) -> None:
+class Arctangent(nn.Module):
+    """A function that only the C library has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.atan(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "own"), [(nn.GELU(), True), (nn.Mish(), True), (Arctangent(), False)]
+)
+def test_fallback_kernels_get_the_mathematical_functions_they_call(
+    function: nn.Module, own: bool, tmp_path: Path
+) -> None:
+    """Those that the runner has cost a few kilobytes, others the C library."""
     network = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+        nn.Conv2d(3, 8, 3), function, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
     )
     model = export_onnx(network.eval(), 12)
     graph = lower_onnx(model)
@@ -162,14 +177,15 @@ def test_fallback_kernels_get_the_mathematical_functions_they_call(tmp_path: Pat
     schedules = first_schedules(graph, device.target)
     built = build_network(graph, schedules, ObjectCache(device.target))
     images = np.random.default_rng(0).standard_normal((3, 3, 12, 12)).astype(np.float32)
-    contents = BundleContents("gelu", built, model, images, device, preprocessing={})
+    contents = BundleContents("network", built, model, images, device, preprocessing={})
     bundle = write_bundle(tmp_path / "bundle", contents)
     assert bundle.manifest.fallbacks
     assert ScheduleSource.FALLBACK in {one.source for one in bundle.manifest.kernels}
     result = run(bundle.path, "--self-check")
     assert (result.returncode, result.stderr) == (0, "")
-    found = segments((bundle.path / RUNNER).read_bytes())
-    assert not found & {SEGMENT_DYNAMIC, SEGMENT_INTERPRETER}
+    program = (bundle.path / RUNNER).read_bytes()
+    assert not segments(program) & {SEGMENT_DYNAMIC, SEGMENT_INTERPRETER}
+    assert (len(program) < bundle.manifest.weights_bytes + OWN_BYTES) is own
 
 
 def test_differing_outputs_fail(copy: Path) -> None:
