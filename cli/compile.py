@@ -54,8 +54,8 @@ def compile_(
     """Compile a child of a supernet, or an ONNX model.
 
     The bundle holds the binary, the ONNX model, and inputs with their outputs to check itself with.
-    Kernels that were never measured on the device are tuned on the way. For a device of another
-    processor family they cannot be: those get the best guess, and the manifest says so.
+    Kernels that were never measured on the device are tuned on the way. For a device that cannot be
+    measured on this machine they get the best guess, and the manifest says so.
     """
     is_onnx = source.lower().endswith(ONNX_SUFFIX)
     if is_onnx and (architectures or data_name is not None):

@@ -1,8 +1,9 @@
 """From an architecture to the bundle that ships: the one path, for children and for ONNX models.
 
 child -> calibrated -> ONNX -> fused kernels -> tuned kernels of the device -> linked -> bundle.
-Kernels that the device's table lacks are tuned on the way; everything else is looked up. A device
-of another processor family cannot be measured here: what its table lacks gets the best guess.
+Kernels that the device's table lacks are tuned on the way; everything else is looked up. What the
+table of a device that cannot be measured here lacks (another processor family, another processor)
+gets the best guess.
 """
 
 import dataclasses
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from bignas.compile.bundle import Bundle, BundleContents, write_bundle
-from bignas.compile.emulator import is_foreign
 from bignas.compile.graph import KernelGraph
 from bignas.compile.lower import lower_onnx
 from bignas.compile.manifest import Latency
@@ -22,6 +22,7 @@ from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
 from bignas.compile.onnx_export import export_onnx, load_onnx
 from bignas.device_db.files import require_writable
+from bignas.device_db.probe import obstacle_to_measuring, probe_local
 from bignas.device_db.records import Device, MeasurementKind, Workload
 from bignas.device_db.store import Store
 from bignas.latency.predictor import LatencyPredictor
@@ -173,6 +174,6 @@ def _deliver(
 def _kernels(
     graph: KernelGraph, device: Device, store: Store, cache: ObjectCache
 ) -> dict[Workload, TunedKernel]:
-    if is_foreign(device.target):
+    if obstacle_to_measuring(device, probe_local()) is not None:
         return tuned_kernels(store, device.name)
     return ensure_tuned(graph.workloads, device, store, cache)

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from bignas.compile import bundle as bundles
 from bignas.compile.bundle import Verification
+from bignas.device_db import probe
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.store import Store
 from tests.cli.helpers import refused, run, run_json
@@ -196,6 +197,38 @@ def test_a_bundle_for_another_processor_family_is_made_unmeasured(checkpoint: Pa
         assert not list(store.kernel_measurements("far"))
         assert not list(store.network_measurements("far"))
     assert run("compile", "made/model.onnx", "--device", "far", "--out", "again").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "runs"),
+    [
+        (("--target", "x86-64-v2", "--cpu-model", "Some Xeon"), True),
+        (("--target", "x86-64-v4"), False),
+    ],
+    ids=["another model", "more instructions"],
+)
+def test_a_bundle_for_another_processor_of_this_family_is_made_unmeasured(
+    options: tuple[str, ...], runs: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that claims to have no AVX-512."""
+    Path("cpuinfo").write_text(Path("/proc/cpuinfo").read_text().replace("avx512", "no"))
+    monkeypatch.setattr(probe, "_CPUINFO", Path("cpuinfo").absolute())
+    assert run("device", "add", "far", *options).exit_code == 0
+    arguments = ("compile", checkpoint, "--arch", "smallest", "--data", "digits", "--out", "made")
+    result = run(*arguments, "--device", "far", "--json")
+    assert result.exit_code == 0
+    assert "kernels are untuned: 'far' cannot be measured" in result.stderr
+    made = json.loads(result.stdout)
+    assert made["untuned"] == made["kernels"]
+    manifest = json.loads(Path("made/manifest.json").read_text())
+    assert {one["source"] for one in manifest["kernels"]} == {"untuned"}
+    assert {one["latency_us"] for one in manifest["kernels"]} == {None}
+    with Store.open() as store:
+        assert not list(store.kernel_measurements("far"))
+    if runs:
+        assert run_json("verify", "made")["ok"]
+    else:
+        assert "instructions this processor" in refused("verify", "made")
 
 
 def test_threads_of_another_processor_family_are_checked() -> None:
