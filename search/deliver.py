@@ -7,12 +7,14 @@ gets the best guess.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from bignas.compile.bundle import Bundle, BundleContents, write_bundle
 from bignas.compile.graph import KernelGraph
@@ -21,6 +23,7 @@ from bignas.compile.manifest import Latency
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
 from bignas.compile.onnx_export import export_onnx, load_onnx
+from bignas.device_db.errors import ModelError
 from bignas.device_db.files import require_writable
 from bignas.device_db.probe import obstacle_to_measuring, probe_local
 from bignas.device_db.records import Device, MeasurementKind, Workload
@@ -37,6 +40,7 @@ from bignas.supernet.space import Architecture, SearchSpace
 __all__ = ["align_data", "deliver_child", "deliver_onnx", "predicted_latency"]
 
 GOLDEN_IMAGES = 16
+COPIES = 2  # of what a run needs, while it is compiled: ONNX Runtime answers beside our kernels
 
 
 def align_data(checkpoint: Checkpoint, data: ImageData) -> ImageData:
@@ -90,6 +94,7 @@ def deliver_child(
         out,
         name=f"{space.name}-{out.name}",
         model=model,
+        graph=_lowered(model, device),
         golden=preprocess(images, size, data.mean, data.std).numpy(),
         device=device,
         store=store,
@@ -119,19 +124,19 @@ def deliver_onnx(
     """
     require_writable(out)
     content = load_onnx(model)
-    graph = lower_onnx(content)
+    graph = _lowered(content, device)
     random = np.random.default_rng(0)
     golden = random.standard_normal((GOLDEN_IMAGES, *graph.input_shape)).astype(np.float32)
     return _deliver(
         out,
         name=model.stem,
         model=content,
+        graph=graph,
         golden=golden,
         device=device,
         store=store,
         cache=cache,
         preprocessing={"note": "as the model's author trained it"},
-        graph=graph,
     )
 
 
@@ -140,6 +145,7 @@ def _deliver(
     *,
     name: str,
     model: bytes,
+    graph: KernelGraph,
     golden: np.ndarray,
     device: Device,
     store: Store,
@@ -148,9 +154,7 @@ def _deliver(
     space: SearchSpace | None = None,
     architecture: Architecture | None = None,
     predicted: Latency | None = None,
-    graph: KernelGraph | None = None,
 ) -> Bundle:
-    graph = graph or lower_onnx(model)
     kernels = _kernels(graph, device, store, cache)
     network = build_network(graph, schedules_or_guesses(graph.workloads, kernels, device), cache)
     complete = all(one in kernels for one in graph.workloads)
@@ -169,6 +173,29 @@ def _deliver(
         bignas_version=version("bignas"),
     )
     return write_bundle(out, contents)
+
+
+def _lowered(model: bytes, device: Device) -> KernelGraph:
+    """Return the kernels of a model that fits into the device, and into this machine until then.
+
+    Raises:
+        ModelError: it does not, or cannot be lowered.
+    """
+    graph = lower_onnx(model)
+    needed = graph.memory_bytes
+    here = COPIES * (needed + GOLDEN_IMAGES * math.prod(graph.input_shape) * 4)
+    available = psutil.virtual_memory().available
+    if needed > device.memory_bytes:
+        raise ModelError(
+            f"not enough memory: the network needs {needed / 2**20:,.0f} MiB,"
+            f" device {device.name!r} has {device.memory_bytes / 2**20:,.0f}"
+        )
+    if here > available:
+        raise ModelError(
+            f"not enough memory: to compile and check the network takes {here / 2**20:,.0f} MiB,"
+            f" {available / 2**20:,.0f} are available on this machine"
+        )
+    return graph
 
 
 def _kernels(

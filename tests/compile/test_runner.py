@@ -1,5 +1,6 @@
 """The native runner: it answers as the library does, needs no other file, and refuses clearly."""
 
+import dataclasses
 import json
 import os
 import re
@@ -123,20 +124,25 @@ def test_it_depends_on_no_library(sound: Bundle) -> None:
 
 
 def test_it_works_in_an_empty_file_system(copy: Path) -> None:
+    images, expected = Bundle.load(copy).golden()
     for path in copy.iterdir():
         if path.name not in (RUNNER, GOLDEN_INPUTS, GOLDEN_OUTPUTS):
             path.unlink()
+    (copy / "x.bin").write_bytes(images.tobytes())
     if os.geteuid() == 0:
         prefix = ["chroot", str(copy)]
     else:
         prefix = ["unshare", "--map-root-user", "chroot", str(copy)]
         if subprocess.run([*prefix, "/run", "--help"], capture_output=True, check=False).returncode:
             pytest.skip("changing the root needs root, or user namespaces")
-    for arguments in (["--self-check"], ["--bench", "--json"]):
+    on_file = ["--input", "/x.bin", "--output", "/y.bin"]
+    for arguments in (["--self-check"], ["--bench", "--json"], on_file):
         result = subprocess.run(
             [*prefix, "/run", *arguments], capture_output=True, text=True, check=False
         )
         assert (result.returncode, result.stderr) == (0, ""), result
+    outputs = np.frombuffer((copy / "y.bin").read_bytes(), np.float32)
+    np.testing.assert_allclose(outputs, expected.ravel(), atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("which", ["smallest", "biggest"])
@@ -279,6 +285,24 @@ def test_inputs_of_a_wrong_size(size: int, sound: Bundle, tmp_path: Path) -> Non
     assert str(len(image)) in line
     assert f"holds {len(whole)} bytes" in line
     assert not (tmp_path / "y.bin").exists()
+
+
+def test_too_little_memory_is_told(tmp_path: Path) -> None:
+    """The network claims to need more than a processor can address."""
+    contents = child_contents(SPACE.smallest())
+    size = re.compile(r"(?<=bignas_workspace_bytes\(void\) \{ return )\d+")
+    source, count = size.subn(f"{1 << 60}ul", contents.network.plan.source)
+    assert count == 1
+    plan = dataclasses.replace(contents.network.plan, source=source)
+    network = dataclasses.replace(contents.network, plan=plan)
+    bundle = write_bundle(tmp_path / "bundle", dataclasses.replace(contents, network=network))
+    images = tmp_path / "x.bin"
+    images.write_bytes(bundle.golden()[0].tobytes())
+    on_file = ("--input", images, "--output", tmp_path / "y")
+    for arguments in (("--self-check",), ("--bench",), on_file):
+        result = run(bundle.path, *arguments)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr == "error: not enough memory to run\n"
 
 
 def test_outputs_that_cannot_be_written(sound: Bundle, tmp_path: Path) -> None:
