@@ -96,9 +96,10 @@ def _check_sizes(model: Any, name: str) -> None:
         sizes = [one.dim_value for one in value.type.tensor_type.shape.dim if one.dim_value > 0]
         count = math.prod(sizes)
         if count > MOST_VALUES or count * FLOAT_BYTES > memory:
+            gibibytes = count * FLOAT_BYTES / 2**30
             raise ModelError(
-                f"{name} is too large: {value.name!r} has {count:,} values, {count * 4 / 2**30:,.1f}"
-                f" GiB; this machine has {memory / 2**30:.1f} GiB of memory"
+                f"{name} is too large: {value.name!r} has {count:,} values, {gibibytes:,.1f} GiB;"
+                f" this machine has {memory / 2**30:.1f} GiB of memory"
             )
 
 

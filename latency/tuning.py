@@ -145,7 +145,8 @@ def tune_missing(
 ) -> None:
     """Tune the workloads that are not `known`, batch by batch, in their order.
 
-    Those that failed before, time and again, are left out. `progress(done, total, rejected)` is called after every batch; it returns False to stop early.
+    Those that failed before, time and again, are left out. `progress(done, total, rejected)` is
+    called after every batch; it returns False to stop early.
     """
     hopeless = failed_kernels(store, device.name)
     missing = [one for one in dict.fromkeys(workloads) if one not in known and one not in hopeless]

@@ -147,7 +147,7 @@ def test_onnx_models_that_cannot_be_compiled(content: bytes | None, words: str) 
 
 
 def classifier(side: int, channels: int = 4) -> bytes:
-    """A model of a convolution and a mean on images of any size, in a file of a few hundred bytes."""
+    """A model of a convolution and a mean on images of any size; its file is tiny."""
     weights = np.ones((channels, 3, 1, 1), np.float32)
     graph = helper.make_graph(
         [
@@ -183,7 +183,12 @@ def constant_of(shape: list[int]) -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [classifier(10**5), classifier(10**9), classifier(2**31 - 1), constant_of([1, 3, 10**6, 10**6])],
+    [
+        classifier(10**5),
+        classifier(10**9),
+        classifier(2**31 - 1),
+        constant_of([1, 3, 10**6, 10**6]),
+    ],
     ids=["input", "larger", "largest", "constant"],
 )
 def test_absurdly_large_models_are_refused_before_they_cost_memory(content: bytes) -> None:
