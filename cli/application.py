@@ -98,7 +98,7 @@ class Application(click.Group):
         except NoArgsIsHelpError as error:
             error.show()
             code = error.exit_code
-        except (BignasError, click.ClickException, click.Abort, OSError) as error:
+        except (BignasError, click.ClickException, click.Abort, OSError, MemoryError) as error:
             message, code = describe(error)
             if JSON_FLAG in arguments:
                 with contextlib.suppress(OSError):  # it may be stdout that cannot be written
@@ -122,6 +122,8 @@ def describe(error: Exception) -> tuple[str, int]:
         case OSError():
             place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
             message, code = f"{place}{error.strerror or error}", ExitCode.BAD_INPUT
+        case MemoryError():
+            message, code = f"not enough memory: {error}".rstrip(": "), ExitCode.FAILED
         case _:
             message, code = "interrupted", ExitCode.INTERRUPTED
     return " ".join(message.split()) or type(error).__name__, code

@@ -54,8 +54,8 @@ def compile_(
     """Compile a child of a supernet, or an ONNX model.
 
     The bundle holds the binary, the ONNX model, and inputs with their outputs to check itself with.
-    Kernels that were never measured on the device are tuned on the way. For a device of another
-    processor family they cannot be: those get the best guess, and the manifest says so.
+    Kernels that were never measured on the device are tuned on the way. For a device that cannot be
+    measured on this machine they get the best guess, and the manifest says so.
     """
     is_onnx = source.lower().endswith(ONNX_SUFFIX)
     if is_onnx and (architectures or data_name is not None):
@@ -66,7 +66,6 @@ def compile_(
     from bignas.cli.inputs import (
         read_one_architecture,
         require_bundle_place,
-        require_compilable,
     )
     from bignas.compile.objects import ObjectCache
     from bignas.device_db.store import Store
@@ -77,7 +76,6 @@ def compile_(
     require_bundle_place(out)
     with Store.open() as store:
         device = store.device(device_name)
-        require_compilable(device)
         cache = ObjectCache(device.target)
         if data_name is None:
             bundle = deliver_onnx(Path(source), device, store, cache, out)

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from bignas.compile.bundle import MANIFEST
-from bignas.compile.emulator import is_foreign
 from bignas.device_db.errors import ArchitectureError, InputError, OutputError, TargetError
 from bignas.device_db.files import require_writable
-from bignas.device_db.probe import probe_local
+from bignas.device_db.probe import obstacle_to_measuring, probe_local
 from bignas.device_db.records import Device
 from bignas.supernet.architectures import load_architectures
 from bignas.supernet.space import Architecture, SearchSpace
@@ -22,7 +21,6 @@ __all__ = [
     "read_images",
     "read_one_architecture",
     "require_bundle_place",
-    "require_compilable",
     "require_cores",
     "require_file_place",
     "require_folder_place",
@@ -127,36 +125,10 @@ def require_measurable(device: Device) -> None:
     Raises:
         TargetError: it is another machine, or needs instructions or cores that this one lacks.
     """
-    here = probe_local()
-    advice = "measure on the device itself, then export and import it"
-    if device.target.architecture is not here.target.architecture:
-        raise TargetError(
-            f"device {device.name!r} ({device.target.architecture}) cannot be measured on this"
-            f" {here.target.architecture} machine: {advice}"
-        )
-    if device.cpu_model != here.cpu_model:
-        raise TargetError(
-            f"device {device.name!r} is another machine ({device.cpu_model}): {advice}"
-        )
-    if device.target.vector_lanes > here.target.vector_lanes:
-        raise TargetError(
-            f"device {device.name!r} ({device.target.cpu}) has instructions that this processor"
-            f" ({here.target.cpu}) lacks: {advice}"
-        )
+    obstacle = obstacle_to_measuring(device, probe_local())
+    if obstacle is not None:
+        raise TargetError(f"{obstacle}: measure on the device itself, then export and import it")
     require_cores(device.name, device.threads)
-
-
-def require_compilable(device: Device) -> None:
-    """Make sure that a bundle can be made for a device, measured or not.
-
-    One of another processor family is compiled for unmeasured; one of this family is expected to
-    be tuned.
-
-    Raises:
-        TargetError: it is of this machine's family and not measurable.
-    """
-    if not is_foreign(device.target):
-        require_measurable(device)
 
 
 def require_cores(device: str, threads: int) -> None:

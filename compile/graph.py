@@ -77,6 +77,27 @@ class KernelGraph:
         return tuple(call.workload for call in self.calls if isinstance(call, KernelCall))
 
     @property
+    def memory_bytes(self) -> int:
+        """What a run needs at least: the values that the greediest kernel touches, all weights."""
+        channels, height, width = self.input_shape
+        sizes = {INPUT: channels * height * width}
+        touched = 0
+        weights = 0
+        for call in self.calls:
+            scratch = sum(call.kernel.scratch) if isinstance(call, FallbackCall) else 0
+            sizes[call.output] = call.output_floats
+            names = {*call.reads, call.output}
+            touched = max(touched, scratch + sum(sizes[name] for name in names))
+            weights += _constant_floats(call)
+        return (touched + weights) * 4
+
+    @property
     def fallbacks(self) -> tuple[FallbackKernel, ...]:
         """The kernel of each call that goes through TVM's own scheduling."""
         return tuple(call.kernel for call in self.calls if isinstance(call, FallbackCall))
+
+
+def _constant_floats(call: Call) -> int:
+    if isinstance(call, FallbackCall):
+        return sum(one.size for one in call.constants.values())
+    return call.bias.size + (0 if call.weights is None else call.weights.size)

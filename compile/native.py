@@ -1,19 +1,28 @@
 """The native runner of a bundle: one static program that checks, measures and runs the network.
 
 It needs no file but the golden ones, so it runs in an empty file system. It links no C library
-either, unless fallback kernels call mathematical functions of it.
+either, unless a fallback kernel calls a function that the runner does not bring itself.
 """
 
 from importlib import resources
 
 from bignas.compile.cpu_features import required_features
-from bignas.compile.graph import FallbackCall
+from bignas.compile.elf import undefined_symbols
 from bignas.compile.network import CompiledNetwork, network_sources
 from bignas.compile.toolchain import link_standalone
 from bignas.device_db.errors import ToolchainError
 from bignas.device_db.records import Device, MachineArchitecture
 
-__all__ = ["build_runner"]
+__all__ = ["PROVIDED", "build_runner"]
+
+# what the runner's sources offer to kernels in the place of a C library
+PROVIDED = frozenset(
+    (
+        "memcpy", "memmove", "memset", "memcmp",
+        "expf", "logf", "powf", "erff", "sinf", "cosf",
+        "floorf", "ceilf", "truncf", "rintf", "nearbyintf", "roundf",
+    )
+)  # fmt: skip
 
 _SETTINGS = "settings.c"
 # what the runner does without, by whether it starts threads: it does so without a C library
@@ -45,8 +54,9 @@ def build_runner(network: CompiledNetwork, device: Device, tolerance: float) -> 
     }
     sources |= network_sources(network.plan)
     sources[_SETTINGS] = _settings(device, tolerance).encode()
-    fallback = any(isinstance(call, FallbackCall) for call in network.graph.calls)
-    return link_standalone(sources, network.objects, device.target, with_library=fallback)
+    called = {name for path in network.objects for name in undefined_symbols(path.read_bytes())}
+    with_library = not called <= PROVIDED
+    return link_standalone(sources, network.objects, device.target, with_library)
 
 
 def _settings(device: Device, tolerance: float) -> str:

@@ -16,7 +16,7 @@ from bignas.compile.codegen import build_object, code_hash, symbol_of
 from bignas.compile.fallback import FallbackKernel
 from bignas.compile.fallback_object import build_fallback, fallback_hash
 from bignas.compile.schedule import Schedule
-from bignas.device_db.errors import BignasError
+from bignas.device_db.errors import BignasError, TargetError
 from bignas.device_db.files import write_atomically
 from bignas.device_db.records import Target, Workload
 
@@ -79,6 +79,9 @@ def build_objects(
     """Build kernels into the cache in `folder`; this is what worker processes run.
 
     It stands in this module because a worker imports what its function's module imports.
+
+    Raises:
+        TargetError: nothing can be built for the target.
     """
     cache = ObjectCache(target, folder)
     built: list[BuiltObject] = []
@@ -86,6 +89,8 @@ def build_objects(
         try:
             cache.path(workload, schedule)
             built.append((workload, schedule, None))
+        except TargetError:
+            raise
         except BignasError as error:
             built.append((workload, schedule, str(error)))
     return built

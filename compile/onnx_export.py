@@ -5,6 +5,7 @@ input and output, so that any other engine reads it too.
 """
 
 import io
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import psutil
 import torch
 from google.protobuf.message import DecodeError
 
@@ -20,6 +22,8 @@ from bignas.device_db.errors import ModelError
 __all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "export_onnx", "load_onnx", "run_onnx"]
 
 OPSET = 17
+FLOAT_BYTES = 4
+MOST_VALUES = 2**31 - 1  # of a tensor: kernels compute places with 32 bits
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
 
@@ -57,7 +61,8 @@ def load_onnx(path: Path) -> bytes:
     """Return a checked ONNX model from a file.
 
     Raises:
-        ModelError: the file is missing, unreadable or not a valid ONNX model.
+        ModelError: the file is missing, unreadable or not a valid ONNX model, or a tensor of it is
+            too large for this machine.
     """
     try:
         data = path.read_bytes()
@@ -69,6 +74,7 @@ def load_onnx(path: Path) -> bytes:
     if not model.graph.node:
         raise ModelError(f"{path} is not an ONNX model: it has no operators")
     _check(model, str(path))
+    _check_sizes(model, str(path))
     return data
 
 
@@ -80,6 +86,21 @@ def _check(model: Any, name: str) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{name} is not a valid ONNX model: {reason}") from error
+
+
+def _check_sizes(model: Any, name: str) -> None:
+    """A small file can ask for any amount of memory, already while it is imported."""
+    memory = psutil.virtual_memory().total
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        sizes = [one.dim_value for one in value.type.tensor_type.shape.dim if one.dim_value > 0]
+        count = math.prod(sizes)
+        if count > MOST_VALUES or count * FLOAT_BYTES > memory:
+            gibibytes = count * FLOAT_BYTES / 2**30
+            raise ModelError(
+                f"{name} is too large: {value.name!r} has {count:,} values, {gibibytes:,.1f} GiB;"
+                f" this machine has {memory / 2**30:.1f} GiB of memory"
+            )
 
 
 def run_onnx(model: bytes, images: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from bignas.device_db.errors import ToolchainError
+from bignas.device_db.errors import MissingToolError, ToolchainError
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import MachineArchitecture, Target
 
@@ -36,9 +36,9 @@ STANDALONE_FLAGS = (
     "-Wl,-z,noexecstack",
     "-Wl,-e,bignas_start",
 )
-# kernels of TVM's own loop nests call the C library's mathematical functions
 # atomic operations of threads would be calls into a library that the runner does not link
 INLINE_ATOMICS = "-mno-outline-atomics"
+# for the rare kernel that calls a function which the runner does not bring itself
 STATIC_FLAGS = ("-static", "-fno-builtin", "-Wl,-z,noexecstack")
 OUTPUT = "output"
 
@@ -171,7 +171,7 @@ def _compiler(target: Target, standalone: bool) -> list[str]:
     name, *options = os.environ.get("CC", "").split() or ["cc"]
     path = shutil.which(name)
     if path is None:
-        raise ToolchainError(
+        raise MissingToolError(
             f"no C compiler {name!r} found; install one (Debian: apt-get install gcc libc6-dev)"
             " or set CC"
         )
@@ -189,7 +189,7 @@ def _cross_compiler(target: Target, standalone: bool) -> list[str]:
     if found is not None:
         command = [sys.executable, "-m", ZIG, "cc", "-target", cross.zig_target]
         return [*command, *(_zig_headers(found, cross) if standalone else ())]
-    raise ToolchainError(
+    raise MissingToolError(
         f"no linker for {target.architecture} on this machine; install a cross compiler"
         f" (Debian: apt-get install {cross.package}, or pip install {ZIG})"
     )

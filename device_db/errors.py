@@ -20,7 +20,8 @@ and exit codes. Errors of third parties are mapped to this tree at the boundary 
       InfeasibleBudgetError        no architecture of the space keeps the budget
       VerificationError            a binary whose results differ from the reference
       MeasurementError             a measurement that failed or must not be used as evidence
-      ToolchainError               compiler or linker missing, or failed
+      ToolchainError               compiler or linker failed
+        MissingToolError           exit 2   compiler or linker not installed: what to install
       TrainingError                training diverged or was interrupted beyond repair
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "InfeasibleBudgetError",
     "InputError",
     "MeasurementError",
+    "MissingToolError",
     "ModelError",
     "OutputError",
     "SpaceError",
@@ -122,7 +124,11 @@ class MeasurementError(BignasError):
 
 
 class ToolchainError(BignasError):
-    """A compiler or linker that is missing or failed."""
+    """A compiler or linker that failed."""
+
+
+class MissingToolError(ToolchainError, InputError):
+    """A compiler or linker that is not installed; the message names the package."""
 
 
 class TrainingError(BignasError):

@@ -16,7 +16,7 @@ import psutil
 from bignas.device_db.errors import TargetError
 from bignas.device_db.records import Device, MachineArchitecture, Target
 
-__all__ = ["LOCAL", "describe", "probe_local"]
+__all__ = ["LOCAL", "describe", "obstacle_to_measuring", "probe_local"]
 
 LOCAL: Final = "local"
 
@@ -101,6 +101,28 @@ def describe(system: str, machine: str, cpuinfo: str, cores: int, memory_bytes: 
         memory_bytes=memory_bytes,
         instruction_sets=tuple(sorted(flag for flag in flags if _COMPUTE_FLAG.fullmatch(flag))),
     )
+
+
+def obstacle_to_measuring(device: Device, here: Device) -> str | None:
+    """Return why latencies of a device cannot be measured on the machine `here`, None if they can.
+
+    It begins with the device's name. Code for another processor of the same family may run here,
+    but its latency is not that of the device.
+    """
+    name, target = device.name, device.target
+    if target.architecture is not here.target.architecture:
+        return (
+            f"device {name!r} ({target.architecture}) cannot be measured on this"
+            f" {here.target.architecture} machine"
+        )
+    if device.cpu_model != here.cpu_model:
+        return f"device {name!r} is another machine ({device.cpu_model})"
+    if target.vector_lanes > here.target.vector_lanes:
+        return (
+            f"device {name!r} ({target.cpu}) has instructions that this processor"
+            f" ({here.target.cpu}) lacks"
+        )
+    return None
 
 
 def _first_processor(cpuinfo: str) -> dict[str, str]:

@@ -13,12 +13,15 @@ from bignas.latency.kernel_model import KernelTable
 
 __all__ = [
     "TunedKernel",
+    "failed_kernels",
     "fuse_tuned",
     "kernel_table",
     "schedules_of",
     "schedules_or_guesses",
     "tuned_kernels",
 ]
+
+TRIES = 2  # a kernel that failed in so many sessions is not tried again: the first may be chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,27 @@ def best_kernels(measurements: Iterable[Measurement]) -> dict[Workload, TunedKer
         finalists = [entry for entry in schedules.values() if entry.samples == most]
         best[workload] = min(finalists, key=lambda entry: entry.latency_us)
     return best
+
+
+def failed_kernels(store: Store, device: str) -> dict[Workload, str]:
+    """Return the kernels that no schedule can be had for, and the error of the last try.
+
+    They failed in several sessions, all with the present kernel generators.
+    """
+    sessions: dict[Workload, dict[str, str]] = {}
+    succeeded: set[Workload] = set()
+    for item in store.kernel_measurements(device, code_hash=code_hash()):
+        if item.workload is None:
+            continue
+        if item.error is None:
+            succeeded.add(item.workload)
+        else:
+            sessions.setdefault(item.workload, {})[item.session] = item.error
+    return {
+        workload: list(errors.values())[-1]
+        for workload, errors in sessions.items()
+        if workload not in succeeded and len(errors) >= TRIES
+    }
 
 
 def kernel_table(store: Store, device: str) -> KernelTable:

@@ -6,6 +6,7 @@ batch is committed before the next one starts: an interruption costs at most the
 
 import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,7 +38,7 @@ from bignas.latency.protocol import (
     own_cache_bytes,
 )
 from bignas.latency.recording import Recorder
-from bignas.latency.tuned import TunedKernel, best_kernels, tuned_kernels
+from bignas.latency.tuned import TunedKernel, best_kernels, failed_kernels, tuned_kernels
 
 __all__ = ["Tuner", "ensure_networks_tuned", "ensure_tuned", "tune_missing"]
 
@@ -132,7 +133,22 @@ class Tuner:
             ]
             return [entry for future in futures for entry in future.result()]
         except BrokenProcessPool as error:
-            raise MeasurementError("a process that builds kernels died") from error
+            raise MeasurementError(f"a process that builds kernels died{_cause()}") from error
+
+
+def _cause() -> str:
+    """Return what a user can do about worker processes that die, if their script is the cause.
+
+    Workers import the program's main module, and must not start its work once more.
+    """
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    try:
+        guarded = path is None or "__name__" in Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        guarded = True
+    if guarded:
+        return ""
+    return f': put what {path} does under `if __name__ == "__main__":`, workers import the file too'
 
 
 @contextmanager
@@ -156,10 +172,12 @@ def tune_missing(
 ) -> None:
     """Tune the workloads that are not `known`, batch by batch, in their order.
 
-    `weights_bytes` are those of the networks that they are for. `progress(done, total, rejected)`
-    is called after every batch; it returns False to stop early.
+    Those that failed before, time and again, are left out. `weights_bytes` are those of the
+    networks that they are for. `progress(done, total, rejected)` is called after every batch; it
+    returns False to stop early.
     """
-    missing = [one for one in dict.fromkeys(workloads) if one not in known]
+    hopeless = failed_kernels(store, device.name)
+    missing = [one for one in dict.fromkeys(workloads) if one not in known and one not in hopeless]
     rejected = 0
     with Tuner(device, store, cache, weights_bytes) as tuner:
         for start in range(0, len(missing), BATCH):
@@ -192,7 +210,10 @@ def ensure_tuned(
     kernels = tuned_kernels(store, device.name)
     for workload in workloads:
         if workload not in kernels:
-            raise MeasurementError(f"no kernel for {workload.key} could be measured")
+            reason = failed_kernels(store, device.name).get(workload)
+            raise MeasurementError(
+                f"no kernel for {workload.key} could be measured{f': {reason}' if reason else ''}"
+            )
     return kernels
 
 

@@ -1,20 +1,22 @@
 """From an architecture to the bundle that ships: the one path, for children and for ONNX models.
 
 child -> calibrated -> ONNX -> fused kernels -> tuned kernels of the device -> linked -> bundle.
-Kernels that the device's table lacks are tuned on the way; everything else is looked up. A device
-of another processor family cannot be measured here: what its table lacks gets the best guess.
+Kernels that the device's table lacks are tuned on the way; everything else is looked up. What the
+table of a device that cannot be measured here lacks (another processor family, another processor)
+gets the best guess.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from bignas.compile.bundle import Bundle, BundleContents, write_bundle
-from bignas.compile.emulator import is_foreign
 from bignas.compile.fusion import kernel_options
 from bignas.compile.graph import KernelGraph
 from bignas.compile.lower import lower_onnx
@@ -22,7 +24,9 @@ from bignas.compile.manifest import Latency
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
 from bignas.compile.onnx_export import export_onnx, load_onnx
+from bignas.device_db.errors import ModelError
 from bignas.device_db.files import require_writable
+from bignas.device_db.probe import obstacle_to_measuring, probe_local
 from bignas.device_db.records import Device, MeasurementKind, Workload
 from bignas.device_db.store import Store
 from bignas.latency.predictor import LatencyPredictor
@@ -43,6 +47,7 @@ __all__ = ["align_data", "deliver_child", "deliver_onnx", "predicted_latency"]
 
 GOLDEN_IMAGES = 16
 BYTES_PER_VALUE = 4
+COPIES = 2  # of what a run needs, while it is compiled: ONNX Runtime answers beside our kernels
 
 
 def align_data(checkpoint: Checkpoint, data: ImageData) -> ImageData:
@@ -96,6 +101,7 @@ def deliver_child(
         out,
         name=f"{space.name}-{out.name}",
         model=model,
+        graph=_lowered(model, device),
         golden=preprocess(images, size, data.mean, data.std).numpy(),
         device=device,
         store=store,
@@ -125,19 +131,19 @@ def deliver_onnx(
     """
     require_writable(out)
     content = load_onnx(model)
-    graph = lower_onnx(content)
+    graph = _lowered(content, device)
     random = np.random.default_rng(0)
     golden = random.standard_normal((GOLDEN_IMAGES, *graph.input_shape)).astype(np.float32)
     return _deliver(
         out,
         name=model.stem,
         model=content,
+        graph=graph,
         golden=golden,
         device=device,
         store=store,
         cache=cache,
         preprocessing={"note": "as the model's author trained it"},
-        graph=graph,
     )
 
 
@@ -146,6 +152,7 @@ def _deliver(
     *,
     name: str,
     model: bytes,
+    graph: KernelGraph,
     golden: np.ndarray,
     device: Device,
     store: Store,
@@ -154,11 +161,9 @@ def _deliver(
     space: SearchSpace | None = None,
     architecture: Architecture | None = None,
     predicted: Latency | None = None,
-    graph: KernelGraph | None = None,
 ) -> Bundle:
-    layered = graph or lower_onnx(model)
-    kernels = _kernels(layered, device, store, cache, known_space=space is not None)
-    graph = fuse_tuned(layered, kernels)
+    kernels = _kernels(graph, device, store, cache, known_space=space is not None)
+    graph = fuse_tuned(graph, kernels)
     schedules = schedules_or_guesses(graph.workloads, kernels, device)
     network = build_network(graph, schedules, cache, device.threads)
     complete = all(one in kernels for one in graph.workloads)
@@ -179,11 +184,34 @@ def _deliver(
     return write_bundle(out, contents)
 
 
+def _lowered(model: bytes, device: Device) -> KernelGraph:
+    """Return the kernels of a model that fits into the device, and into this machine until then.
+
+    Raises:
+        ModelError: it does not, or cannot be lowered.
+    """
+    graph = lower_onnx(model)
+    needed = graph.memory_bytes
+    here = COPIES * (needed + GOLDEN_IMAGES * math.prod(graph.input_shape) * 4)
+    available = psutil.virtual_memory().available
+    if needed > device.memory_bytes:
+        raise ModelError(
+            f"not enough memory: the network needs {needed / 2**20:,.0f} MiB,"
+            f" device {device.name!r} has {device.memory_bytes / 2**20:,.0f}"
+        )
+    if here > available:
+        raise ModelError(
+            f"not enough memory: to compile and check the network takes {here / 2**20:,.0f} MiB,"
+            f" {available / 2**20:,.0f} are available on this machine"
+        )
+    return graph
+
+
 def _kernels(
     graph: KernelGraph, device: Device, store: Store, cache: ObjectCache, *, known_space: bool
 ) -> dict[Workload, TunedKernel]:
     """Return the tuned kernels; of a model met for the first time, all options are measured."""
-    if is_foreign(device.target):
+    if obstacle_to_measuring(device, probe_local()) is not None:
         return tuned_kernels(store, device.name)
     weights_bytes = sum(one.weight_count for one in graph.workloads) * BYTES_PER_VALUE
     if known_space:

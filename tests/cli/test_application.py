@@ -145,6 +145,8 @@ class Failing:
         (BignasError("work failed"), 1, "error: work failed"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/b"), 2, "/a/b: No space left"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), 2, "Permission denied"),
+        (MemoryError("Unable to allocate 9 TiB"), 1, "error: not enough memory: Unable to"),
+        (MemoryError(), 1, "error: not enough memory"),
         (KeyboardInterrupt(), 130, "interrupted; what was finished is kept"),
     ],
 )

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from onnx import TensorProto, helper
 
 from bignas.compile import bundle as bundles
+from bignas.compile import toolchain
 from bignas.compile.bundle import Verification
+from bignas.device_db import probe
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.store import Store
 from tests.cli.helpers import refused, run, run_json
@@ -143,6 +146,102 @@ def test_onnx_models_that_cannot_be_compiled(content: bytes | None, words: str) 
     assert words.lower() in line.lower()
 
 
+def classifier(side: int, channels: int = 4) -> bytes:
+    """A model of a convolution and a mean on images of any size; its file is tiny."""
+    weights = np.ones((channels, 3, 1, 1), np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["wide"]),
+            helper.make_node("GlobalAveragePool", ["wide"], ["y"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, side, side])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, channels, 1, 1])],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(onnx.ModelProto.SerializeToString(made))
+
+
+def constant_of(shape: list[int]) -> bytes:
+    """A model that adds a constant of a shape, which the file only names."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["constant"]),
+        helper.make_node("Add", ["x", "constant"], ["sum"]),
+        helper.make_node("GlobalAveragePool", ["sum"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 1, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 1, 1])],
+        [onnx.numpy_helper.from_array(np.array(shape, np.int64), "shape")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(onnx.ModelProto.SerializeToString(made))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        classifier(10**5),
+        classifier(10**9),
+        classifier(2**31 - 1),
+        constant_of([1, 3, 10**6, 10**6]),
+    ],
+    ids=["input", "larger", "largest", "constant"],
+)
+def test_absurdly_large_models_are_refused_before_they_cost_memory(content: bytes) -> None:
+    Path("large.onnx").write_bytes(content)
+    line = refused("compile", "large.onnx", "--out", "made")
+    assert "large.onnx is too large" in line
+    assert "GiB" in line
+
+
+def test_a_model_that_does_not_fit_a_device_or_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Path("model.onnx").write_bytes(classifier(1000))
+    run("device", "add", "small", "--target", FOREIGN[0], "--memory-mb", "16")
+    line = refused("compile", "model.onnx", "--device", "small", "--out", "made")
+    assert "not enough memory: the network needs 27 MiB, device 'small' has 16" in line
+    few = psutil.virtual_memory()._replace(available=1 << 20)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: few)
+    line = refused("compile", "model.onnx", "--out", "made")
+    assert "not enough memory: to compile and check" in line
+
+
+def test_a_processor_that_the_compiler_does_not_know() -> None:
+    Path("model.onnx").write_bytes(classifier(8))
+    run("device", "add", "odd", "--cpu", "nonsense")
+    line = refused("compile", "model.onnx", "--device", "odd", "--out", "made")
+    assert "unknown processor 'nonsense'" in line
+
+
+@pytest.mark.parametrize("target", [None, FOREIGN[0]])
+def test_a_missing_compiler_is_bad_input(
+    target: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("model.onnx").write_bytes(classifier(8))
+    run("device", "add", "board", *(("--target", target) if target else ()))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(toolchain, "ZIG", "no_such_package")
+    line = refused("compile", "model.onnx", "--device", "board", "--out", "made")
+    assert "apt-get install gcc" in line
+
+
+@pytest.mark.parametrize("command", ["verify", "bench", "run"])
+def test_a_bundle_of_a_newer_version(command: str, bundle: Path) -> None:
+    copy = Path("copy")
+    shutil.copytree(bundle, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    extra = ("--input", bundle / "golden_inputs.npy", "--output", "y.npy")
+    line = refused(command, copy, *(extra if command == "run" else ()))
+    assert "format version 99" in line
+
+
 def test_what_compile_takes_depends_on_the_source(checkpoint: Path) -> None:
     out = ("--out", "made")
     assert "--arch" in refused("compile", checkpoint, "--data", "digits", *out)
@@ -196,6 +295,38 @@ def test_a_bundle_for_another_processor_family_is_made_unmeasured(checkpoint: Pa
         assert not list(store.kernel_measurements("far"))
         assert not list(store.network_measurements("far"))
     assert run("compile", "made/model.onnx", "--device", "far", "--out", "again").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "runs"),
+    [
+        (("--target", "x86-64-v2", "--cpu-model", "Some Xeon"), True),
+        (("--target", "x86-64-v4"), False),
+    ],
+    ids=["another model", "more instructions"],
+)
+def test_a_bundle_for_another_processor_of_this_family_is_made_unmeasured(
+    options: tuple[str, ...], runs: bool, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that claims to have no AVX-512."""
+    Path("cpuinfo").write_text(Path("/proc/cpuinfo").read_text().replace("avx512", "no"))
+    monkeypatch.setattr(probe, "_CPUINFO", Path("cpuinfo").absolute())
+    assert run("device", "add", "far", *options).exit_code == 0
+    arguments = ("compile", checkpoint, "--arch", "smallest", "--data", "digits", "--out", "made")
+    result = run(*arguments, "--device", "far", "--json")
+    assert result.exit_code == 0
+    assert "kernels are untuned: 'far' cannot be measured" in result.stderr
+    made = json.loads(result.stdout)
+    assert made["untuned"] == made["kernels"]
+    manifest = json.loads(Path("made/manifest.json").read_text())
+    assert {one["source"] for one in manifest["kernels"]} == {"untuned"}
+    assert {one["latency_us"] for one in manifest["kernels"]} == {None}
+    with Store.open() as store:
+        assert not list(store.kernel_measurements("far"))
+    if runs:
+        assert run_json("verify", "made")["ok"]
+    else:
+        assert "instructions this processor" in refused("verify", "made")
 
 
 def test_threads_of_another_processor_family_are_checked() -> None:

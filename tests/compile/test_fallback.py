@@ -22,6 +22,7 @@ from bignas.compile.fallback_object import build_fallback
 from bignas.compile.graph import FallbackCall, KernelGraph
 from bignas.compile.legalise import Operand, activation_kernel
 from bignas.compile.lower import lower_onnx
+from bignas.compile.native import build_runner
 from bignas.compile.onnx_export import export_onnx, run_onnx
 from bignas.compile.plan import make_plan
 from bignas.device_db.errors import ModelError, ToolchainError
@@ -32,17 +33,25 @@ from tests.compile.networks import compile_graph, run_compiled
 
 SIDE = 11
 TOLERANCE = 1e-4  # of the largest output
+ALLOWANCE_BYTES = 400_000  # of the native runner beyond the weights
 
 
-def check(model: bytes, folder: Path) -> KernelGraph:
-    """Compile a model, compare it with ONNX Runtime on random images and return its kernels."""
+def check(model: bytes, folder: Path, allowance_bytes: int | None = None) -> KernelGraph:
+    """Compile a model, compare it with ONNX Runtime on random images and return its kernels.
+
+    With an allowance, its native runner is built too, and may be larger than its weights by that.
+    """
     graph = lower_onnx(model)
     shape = (3, *graph.input_shape)
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     expected = run_onnx(model, images)
-    result = run_compiled(compile_graph(graph), images, folder)
+    network = compile_graph(graph)
+    result = run_compiled(network, images, folder)
     assert result.shape == expected.shape
     assert np.abs(result - expected).max() <= TOLERANCE * np.abs(expected).max()
+    if allowance_bytes is not None:
+        program = build_runner(network, probe_local(), TOLERANCE)
+        assert len(program) <= len(network.plan.weights) + allowance_bytes
     return graph
 
 
@@ -281,14 +290,14 @@ def test_batch_norms_that_the_exporter_left(place: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_usual_networks_at_a_small_resolution(name: str, tmp_path: Path) -> None:
-    graph = check(model_onnx(name, 48, classes=10), tmp_path)
+    graph = check(model_onnx(name, 48, classes=10), tmp_path, ALLOWANCE_BYTES)
     assert operators(graph) == (["max_pool2d"] if name == "resnet18" else [])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_usual_networks_at_full_resolution(name: str, tmp_path: Path) -> None:
-    check(model_onnx(name, 224), tmp_path)
+    check(model_onnx(name, 224), tmp_path, ALLOWANCE_BYTES)
 
 
 def small_network() -> bytes:

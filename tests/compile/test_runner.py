@@ -1,5 +1,6 @@
 """The native runner: it answers as the library does, needs no other file, and refuses clearly."""
 
+import dataclasses
 import json
 import os
 import re
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bignas.compile import native
 from bignas.compile.bundle import (
@@ -39,6 +41,7 @@ from tests.compile.networks import first_schedules
 
 SPACE = load_space("cifar")
 ALLOWANCE_BYTES = 400_000  # of the runner beyond the weights
+OWN_BYTES = 100_000  # of a runner of few kernels that holds no C library
 SEGMENT_DYNAMIC, SEGMENT_INTERPRETER = 2, 3
 
 
@@ -121,20 +124,25 @@ def test_it_depends_on_no_library(sound: Bundle) -> None:
 
 
 def test_it_works_in_an_empty_file_system(copy: Path) -> None:
+    images, expected = Bundle.load(copy).golden()
     for path in copy.iterdir():
         if path.name not in (RUNNER, GOLDEN_INPUTS, GOLDEN_OUTPUTS):
             path.unlink()
+    (copy / "x.bin").write_bytes(images.tobytes())
     if os.geteuid() == 0:
         prefix = ["chroot", str(copy)]
     else:
         prefix = ["unshare", "--map-root-user", "chroot", str(copy)]
         if subprocess.run([*prefix, "/run", "--help"], capture_output=True, check=False).returncode:
             pytest.skip("changing the root needs root, or user namespaces")
-    for arguments in (["--self-check"], ["--bench", "--json"]):
+    on_file = ["--input", "/x.bin", "--output", "/y.bin"]
+    for arguments in (["--self-check"], ["--bench", "--json"], on_file):
         result = subprocess.run(
             [*prefix, "/run", *arguments], capture_output=True, text=True, check=False
         )
         assert (result.returncode, result.stderr) == (0, ""), result
+    outputs = np.frombuffer((copy / "y.bin").read_bytes(), np.float32)
+    np.testing.assert_allclose(outputs, expected.ravel(), atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("which", ["smallest", "biggest"])
@@ -152,9 +160,22 @@ def test_two_builds_from_nothing_are_identical(sound: Bundle, tmp_path: Path) ->
     assert contents.network.library == (sound.path / "model.so").read_bytes()
 
 
-def test_fallback_kernels_get_the_mathematical_functions_they_call(tmp_path: Path) -> None:
+class Arctangent(nn.Module):
+    """A function that only the C library has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.atan(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "own"), [(nn.GELU(), True), (nn.Mish(), True), (Arctangent(), False)]
+)
+def test_fallback_kernels_get_the_mathematical_functions_they_call(
+    function: nn.Module, own: bool, tmp_path: Path
+) -> None:
+    """Those that the runner has cost a few kilobytes, others the C library."""
     network = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+        nn.Conv2d(3, 8, 3), function, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
     )
     model = export_onnx(network.eval(), 12)
     graph = lower_onnx(model)
@@ -162,14 +183,15 @@ def test_fallback_kernels_get_the_mathematical_functions_they_call(tmp_path: Pat
     schedules = first_schedules(graph, device.target)
     built = build_network(graph, schedules, ObjectCache(device.target))
     images = np.random.default_rng(0).standard_normal((3, 3, 12, 12)).astype(np.float32)
-    contents = BundleContents("gelu", built, model, images, device, preprocessing={})
+    contents = BundleContents("network", built, model, images, device, preprocessing={})
     bundle = write_bundle(tmp_path / "bundle", contents)
     assert bundle.manifest.fallbacks
     assert ScheduleSource.FALLBACK in {one.source for one in bundle.manifest.kernels}
     result = run(bundle.path, "--self-check")
     assert (result.returncode, result.stderr) == (0, "")
-    found = segments((bundle.path / RUNNER).read_bytes())
-    assert not found & {SEGMENT_DYNAMIC, SEGMENT_INTERPRETER}
+    program = (bundle.path / RUNNER).read_bytes()
+    assert not segments(program) & {SEGMENT_DYNAMIC, SEGMENT_INTERPRETER}
+    assert (len(program) < bundle.manifest.weights_bytes + OWN_BYTES) is own
 
 
 def test_differing_outputs_fail(copy: Path) -> None:
@@ -263,6 +285,24 @@ def test_inputs_of_a_wrong_size(size: int, sound: Bundle, tmp_path: Path) -> Non
     assert str(len(image)) in line
     assert f"holds {len(whole)} bytes" in line
     assert not (tmp_path / "y.bin").exists()
+
+
+def test_too_little_memory_is_told(tmp_path: Path) -> None:
+    """The network claims to need more than a processor can address."""
+    contents = child_contents(SPACE.smallest())
+    size = re.compile(r"(?<=bignas_workspace_bytes\(void\) \{ return )\d+")
+    source, count = size.subn(f"{1 << 60}ul", contents.network.plan.source)
+    assert count == 1
+    plan = dataclasses.replace(contents.network.plan, source=source)
+    network = dataclasses.replace(contents.network, plan=plan)
+    bundle = write_bundle(tmp_path / "bundle", dataclasses.replace(contents, network=network))
+    images = tmp_path / "x.bin"
+    images.write_bytes(bundle.golden()[0].tobytes())
+    on_file = ("--input", images, "--output", tmp_path / "y")
+    for arguments in (("--self-check",), ("--bench",), on_file):
+        result = run(bundle.path, *arguments)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr == "error: not enough memory to run\n"
 
 
 def test_outputs_that_cannot_be_written(sound: Bundle, tmp_path: Path) -> None:

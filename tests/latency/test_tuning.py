@@ -1,6 +1,10 @@
 """The kernel table: every candidate leaves a record, the longest measurement counts."""
 
+import subprocess
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +15,13 @@ from bignas.compile.codegen import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import Schedule, candidates
 from bignas.device_db.errors import MeasurementError, ToolchainError
-from bignas.device_db.records import Activation, Device, Operator, Workload
+from bignas.device_db.records import Activation, Device, Measurement, Operator, Workload
 from bignas.device_db.store import Store
 from bignas.latency import tuning
 from bignas.latency.tuned import (
+    TRIES,
     best_kernels,
+    failed_kernels,
     kernel_table,
     schedules_of,
     tuned_kernels,
@@ -79,6 +85,60 @@ def test_a_kernel_that_cannot_be_had_is_named(
     with pytest.raises(MeasurementError, match=UNBUILDABLE.key):
         ensure_tuned([GOOD[0], UNBUILDABLE], device, store, cache)
     assert GOOD[0] in tuned_kernels(store, device.name)
+
+
+def test_what_failed_time_and_again_is_not_tried_again(
+    device: Device, store: Store, cache: ObjectCache
+) -> None:
+    counts = []
+    for _ in range(TRIES + 2):
+        with pytest.raises(MeasurementError, match=UNBUILDABLE.key):
+            ensure_tuned([UNBUILDABLE], device, store, cache)
+        counts.append(len(store.kernel_measurements(device.name)))
+    assert len(set(counts)) == TRIES
+    with pytest.raises(MeasurementError, match="measured: no kernel for"):
+        ensure_tuned([UNBUILDABLE], device, store, cache)
+    assert set(failed_kernels(store, device.name)) == {UNBUILDABLE}
+
+
+def test_failures_of_other_code_and_of_a_kernel_that_worked_once_are_no_obstacle(
+    device: Device, store: Store
+) -> None:
+    def failures(workload: Workload, code: str) -> list[Measurement]:
+        text = Schedule().to_text()
+        record = kernel_record(device.name, workload, text, [], code, "crashed")
+        return [replace(record, session=f"session {number}") for number in range(TRIES)]
+
+    succeeded = kernel_record(device.name, GOOD[1], Schedule(2).to_text(), [9.0], code_hash())
+    store.add_measurements(failures(GOOD[0], "another"))
+    store.add_measurements([*failures(GOOD[1], code_hash()), succeeded])
+    assert failed_kernels(store, device.name) == {}
+    store.add_measurements(failures(GOOD[2], code_hash())[:1])
+    assert failed_kernels(store, device.name) == {}
+    store.add_measurements(failures(GOOD[2], code_hash())[1:])
+    assert failed_kernels(store, device.name) == {GOOD[2]: "crashed"}
+
+
+@pytest.mark.slow
+def test_a_script_that_its_workers_would_run_again_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from bignas.compile.objects import ObjectCache\n"
+        "from bignas.device_db.records import Operator, Workload\n"
+        "from bignas.device_db.store import Store\n"
+        "from bignas.latency.tuning import Tuner\n"
+        "many = [Workload(Operator.SCALE, size, size, 8, 8) for size in range(1, 30)]\n"
+        "with Store.open() as store:\n"
+        "    device = store.device('local')\n"
+        f"    cache = ObjectCache(device.target, Path({str(tmp_path)!r}))\n"
+        "    with Tuner(device, store, cache) as tuner:\n"
+        "        tuner.tune(many)\n"
+    )
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert f'put what {script} does under `if __name__ == "__main__":`' in last
 
 
 def test_a_missing_compiler_is_an_error_and_leaves_no_records(
