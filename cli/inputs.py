@@ -128,7 +128,6 @@ def require_measurable(device: Device) -> None:
     obstacle = obstacle_to_measuring(device, probe_local())
     if obstacle is not None:
         raise TargetError(f"{obstacle}: measure on the device itself, then export and import it")
-    require_cores(device.name, device.threads)
 
 
 def require_cores(device: str, threads: int) -> None:

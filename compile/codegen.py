@@ -23,7 +23,7 @@ import numpy as np
 import tvm
 from tvm import tirx
 
-from bignas.compile.kernels import bottleneck, channelwise, pointwise, spatial
+from bignas.compile.kernels import bottleneck, channelwise, pointwise, pooling, spatial
 from bignas.compile.schedule import Schedule
 from bignas.device_db.errors import ModelError, TargetError, ToolchainError
 from bignas.device_db.records import Layout, Operator, Target, Workload
@@ -53,6 +53,8 @@ FAMILIES: Mapping[Operator, KernelFamily] = {
     Operator.POINTWISE: KernelFamily(pointwise.emit, pointwise.pack),
     Operator.CONV: KernelFamily(spatial.emit_conv, spatial.pack_conv),
     Operator.DEPTHWISE: KernelFamily(spatial.emit_depthwise, spatial.pack_depthwise),
+    Operator.MAX_POOL: KernelFamily(pooling.emit_max_pool),
+    Operator.AVERAGE_POOL: KernelFamily(pooling.emit_average_pool),
     Operator.GLOBAL_POOL: KernelFamily(channelwise.emit_global_pool),
     Operator.SCALE: KernelFamily(channelwise.emit_scale),
     Operator.INVERTED_BOTTLENECK: KernelFamily(bottleneck.emit, bottleneck.pack),

@@ -42,6 +42,7 @@ ACTIVATIONS = {
     "hard_sigmoid": Activation.HARD_SIGMOID,
     "hard_swish": Activation.HARD_SWISH,
 }
+WINDOW_POOLS = {"max_pool2d": Operator.MAX_POOL, "avg_pool2d": Operator.AVERAGE_POOL}
 IDENTITIES = frozenset({"reshape", "squeeze", "expand_dims", "flatten"})
 COMMUTATIVE = frozenset({"add", "multiply", "maximum", "minimum"})
 AFFINE = frozenset({"add", "subtract", "multiply", "divide"})
@@ -246,7 +247,9 @@ class _Fusion:
             case "matmul":
                 return self._matmul(operation)
             case "mean" | "avg_pool2d" | "adaptive_avg_pool2d":
-                return self._pool(operation)
+                return self._pool(operation) or self._window_pool(operation)
+            case "max_pool2d":
+                return self._window_pool(operation)
             case "multiply":
                 return self._scale(operation)
             case _:
@@ -338,6 +341,27 @@ class _Fusion:
         if not whole:
             return None
         workload = Workload(Operator.GLOBAL_POOL, height, width, channels, channels)
+        return self._chain(operation, workload, self._channels_last(source), None)
+
+    def _window_pool(self, operation: Operation) -> _Chain | None:
+        """Return a pooling of square windows whose padding is the same on all sides."""
+        source, attributes = operation.inputs[0], operation.attributes
+        if operation.kind not in WINDOW_POOLS:
+            return None
+        operator = WINDOW_POOLS[operation.kind]
+        _, channels, height, width = self.shapes[source]
+        sizes = [set(attributes[name]) for name in ("pool_size", "strides", "padding", "dilation")]
+        if any(len(one) != 1 for one in sizes):
+            return None
+        (kernel,), (stride,), (padding,), (dilation,) = sizes
+        if dilation != 1 or padding >= kernel or min(height, width) + 2 * padding < kernel:
+            return None
+        counted = operator is Operator.MAX_POOL or attributes.get("count_include_pad")
+        if padding and not counted:
+            return None
+        workload = Workload(operator, height, width, channels, channels, kernel, stride, padding)
+        if (workload.out_height, workload.out_width) != operation.shape[2:]:
+            return None
         return self._chain(operation, workload, self._channels_last(source), None)
 
     def _scale(self, operation: Operation) -> _Chain | None:

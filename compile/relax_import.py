@@ -74,6 +74,7 @@ IMPORT_ERRORS = (
 # what the lowering reads of Relax's attributes
 ATTRIBUTES = (
     "strides", "padding", "dilation", "groups", "axis", "axes", "keepdims", "pool_size",
+    "count_include_pad",
 )  # fmt: skip
 
 # operations on constants only, as exporters leave them around biases and transposed weights

@@ -102,6 +102,10 @@ def candidates(workload: Workload, target: Target, threads: int = 1) -> tuple[Sc
             tiles = _register_tiles(pixels, workload.out_channels, lanes, registers)
         case Operator.DEPTHWISE:
             tiles = _depthwise_tiles(workload, lanes, registers)
+        case Operator.MAX_POOL | Operator.AVERAGE_POOL:
+            present = len(vector_chunks(workload.out_channels, lanes))
+            widths = dict.fromkeys(min(vectors, present) for vectors in (4, 2, 1, 8))
+            tiles = tuple(Schedule(1, vectors, 1) for vectors in widths)
         case Operator.GLOBAL_POOL | Operator.SCALE:
             widest = -(-workload.out_channels // lanes)
             tiles = tuple(

@@ -122,6 +122,8 @@ def obstacle_to_measuring(device: Device, here: Device) -> str | None:
             f"device {name!r} ({target.cpu}) has instructions that this processor"
             f" ({here.target.cpu}) lacks"
         )
+    if device.threads > here.cores:
+        return f"device {name!r} uses {device.threads} threads, this machine has {here.cores} cores"
     return None
 
 

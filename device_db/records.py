@@ -49,6 +49,8 @@ class Operator(StrEnum):
     CONV = "conv"  # dense k x k convolution
     POINTWISE = "pointwise"  # 1 x 1 convolution; a fully connected layer is one on a 1 x 1 image
     DEPTHWISE = "depthwise"
+    MAX_POOL = "max_pool"
+    AVERAGE_POOL = "average_pool"  # padded zeros count
     GLOBAL_POOL = "global_pool"  # mean over height and width
     SCALE = "scale"  # multiply each channel by a factor computed at run time (squeeze-excite)
     # expand -> depthwise -> project as one kernel; without expand where hidden = in channels
@@ -104,7 +106,8 @@ _WEIGHTED = (
     Operator.DEPTHWISE,
     Operator.INVERTED_BOTTLENECK,
 )
-_SAME_CHANNELS = (Operator.DEPTHWISE, Operator.GLOBAL_POOL, Operator.SCALE)
+_WINDOW_POOLS = (Operator.MAX_POOL, Operator.AVERAGE_POOL)
+_SAME_CHANNELS = (Operator.DEPTHWISE, *_WINDOW_POOLS, Operator.GLOBAL_POOL, Operator.SCALE)
 _WITHOUT_WINDOW = (Operator.GLOBAL_POOL, Operator.SCALE)
 
 _KEY = re.compile(
@@ -121,7 +124,8 @@ class Workload:
     """One fused kernel: operator, shapes and epilogue, `y = activation(op(x) + bias + residual)`.
 
     Batch size is 1 and values are float32. `height` and `width` are those of the input; `padding`
-    is added on all four sides. Pooling and scaling have no window, bias or residual.
+    is added on all four sides. Pooling and scaling have no bias or residual, global pooling and
+    scaling no window.
 
     An inverted bottleneck (Sandler et al., "MobileNetV2", CVPR 2018, section 3.3) computes
     `project(activation(depthwise(activation(expand(x)))))`, each with its bias; window, stride and
@@ -163,6 +167,8 @@ class Workload:
             (self.kernel, self.stride, self.padding) != (1, 1, 0) or self.residual
         ):
             raise ModelError(f"{operator} has no kernel, stride, padding or residual")
+        if operator in _WINDOW_POOLS and self.residual:
+            raise ModelError(f"{operator} has no residual")
         self._check_hidden()
         if self.padding >= self.kernel > 1 or (self.kernel == 1 and self.padding):
             raise ModelError(f"padding {self.padding} is too large for kernel {self.kernel}")

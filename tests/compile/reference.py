@@ -65,6 +65,11 @@ class Operands:
         other = None if self.other is None else torch.from_numpy(self.other).double()
         if one.operator is Operator.GLOBAL_POOL:
             y = functional.adaptive_avg_pool2d(x, 1)
+        elif one.operator is Operator.MAX_POOL:
+            pad = 4 * [one.padding]  # torch's own padding is at most half a window
+            y = functional.max_pool2d(functional.pad(x, pad, value=-np.inf), one.kernel, one.stride)
+        elif one.operator is Operator.AVERAGE_POOL:
+            y = functional.avg_pool2d(functional.pad(x, 4 * [one.padding]), one.kernel, one.stride)
         elif one.operator is Operator.SCALE:
             assert other is not None
             y = x * other

@@ -111,12 +111,11 @@ def block(residual: bool = False, other: str | None = None) -> KernelGraph:
     depthwise = Workload(Operator.DEPTHWISE, 60, 60, 32, 32, 3, 1, 1, Activation.RELU)
     project = Workload(Operator.POINTWISE, 60, 60, 32, 8, residual=residual)
     shapes = {"a": (32, 8, 1, 1), "b": (32, 1, 3, 3), "c": (8, 32, 1, 1)}
-    calls = [
-        KernelCall(work, source, name, other if name == "c" else None, np.zeros(shapes[name], np.float32), np.zeros(size))
-        for work, source, name, size in (
-            (expand, INPUT, "a", 32), (depthwise, "a", "b", 32), (project, "b", "c", 8),
-        )
-    ]  # fmt: skip
+    calls = []
+    for work, source, name in ((expand, INPUT, "a"), (depthwise, "a", "b"), (project, "b", "c")):
+        weights = np.zeros(shapes[name], np.float32)
+        residual_of = other if work.residual else None
+        calls.append(KernelCall(work, source, name, residual_of, weights, np.zeros(len(weights))))
     return KernelGraph(tuple(calls), (8, 60, 60), 8 * 60 * 60)
 
 

@@ -94,6 +94,11 @@ def workloads_of(operator: Operator, count: int) -> list[Workload]:
                     stride, 0 if index % 5 == 4 and not keeps else kernel // 2, activation, keeps,
                     hidden_channels=hidden,
                 )  # fmt: skip
+            case Operator.MAX_POOL | Operator.AVERAGE_POOL:
+                one = Workload(
+                    operator, height, width, channels, channels, (3, 2, 3, 7, 5)[index % 5], stride,
+                    index % 2, activation,
+                )  # fmt: skip
             case _:
                 one = Workload(operator, height, width, channels, channels, activation=activation)
         result.append(one)
@@ -174,6 +179,13 @@ def small_workloads(draw: st.DrawFn) -> Workload:
             operator, height, width, others, others, kernel, draw(st.integers(1, 3)),
             draw(st.integers(0, kernel // 2)), activation, hidden_channels=channels,
         )  # fmt: skip
+    if operator in (Operator.MAX_POOL, Operator.AVERAGE_POOL):
+        kernel = draw(st.integers(1, min(5, height, width)))
+        padding = draw(st.integers(0, kernel - 1))
+        stride = draw(st.integers(1, 3))
+        return Workload(
+            operator, height, width, channels, channels, kernel, stride, padding, activation
+        )
     residual = draw(st.booleans())
     others = channels if operator is Operator.DEPTHWISE else draw(st.integers(1, 12))
     if operator is Operator.POINTWISE:
@@ -263,7 +275,10 @@ def test_packing_keeps_every_weight_once(operator: Operator) -> None:
             assert np.array_equal(np.sort(packed), weights)
 
 
-@pytest.mark.parametrize("operator", [Operator.GLOBAL_POOL, Operator.SCALE])
+@pytest.mark.parametrize(
+    "operator",
+    [Operator.MAX_POOL, Operator.AVERAGE_POOL, Operator.GLOBAL_POOL, Operator.SCALE],
+)
 def test_operators_without_weights_pack_nothing(operator: Operator) -> None:
     workload = Workload(operator, 7, 7, 24, 24)
     assert pack_weights(workload, Schedule(), 16, np.zeros(0)).size == 0

@@ -20,13 +20,20 @@ from bignas.device_db.records import (
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=30)
 SIZE = st.integers(1, 512)
+SAME_CHANNELS = frozenset(Operator) - {
+    Operator.CONV,
+    Operator.POINTWISE,
+    Operator.INVERTED_BOTTLENECK,
+}
 
 
 @st.composite
 def workloads(draw: st.DrawFn) -> Workload:
     operator = draw(st.sampled_from(Operator))
-    windowed = operator in (Operator.CONV, Operator.DEPTHWISE)
-    weighted = windowed or operator is Operator.POINTWISE
+    pool = operator in (Operator.MAX_POOL, Operator.AVERAGE_POOL)
+    fused = operator is Operator.INVERTED_BOTTLENECK
+    windowed = pool or fused or operator in (Operator.CONV, Operator.DEPTHWISE)
+    strided = windowed or operator is Operator.POINTWISE
     in_channels = draw(SIZE)
     kernel = draw(st.integers(1, 7)) if windowed else 1
     return Workload(
@@ -34,13 +41,14 @@ def workloads(draw: st.DrawFn) -> Workload:
         height=draw(st.integers(kernel, 320)),
         width=draw(st.integers(kernel, 320)),
         in_channels=in_channels,
-        out_channels=draw(SIZE) if operator in (Operator.CONV, Operator.POINTWISE) else in_channels,
+        out_channels=in_channels if operator in SAME_CHANNELS else draw(SIZE),
         kernel=kernel,
-        stride=draw(st.integers(1, 3)) if weighted else 1,
+        stride=draw(st.integers(1, 3)) if strided else 1,
         padding=draw(st.integers(0, kernel - 1)) if windowed else 0,
         activation=draw(st.sampled_from(Activation)),
-        residual=draw(st.booleans()) if weighted else False,
+        residual=draw(st.booleans()) if strided and not pool and not fused else False,
         input_layout=draw(st.sampled_from(Layout)),
+        hidden_channels=draw(SIZE) if fused else 0,
     )
 
 

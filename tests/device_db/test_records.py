@@ -77,6 +77,11 @@ def test_what_is_no_key_is_refused(text: str) -> None:
         {"operator": Operator.DEPTHWISE},
         {"operator": Operator.POINTWISE},
         {"operator": Operator.GLOBAL_POOL},
+        {"operator": Operator.MAX_POOL},
+        {"operator": Operator.INVERTED_BOTTLENECK},
+        {"hidden_channels": 8},
+        {"operator": Operator.INVERTED_BOTTLENECK, "hidden_channels": 8, "residual": True},
+        {"operator": Operator.MAX_POOL, "out_channels": 3, "residual": True},
         {"height": 8.0},
         {"height": True},
         {"height": np.int64(8)},
@@ -108,7 +113,12 @@ def test_output_size_and_macs_count_the_window_positions(workload: Workload) -> 
         ):
             last = size + 2 * workload.padding - workload.kernel
             assert out == len(range(0, last + 1, workload.stride)) >= 1
-    weighted = workload.operator not in (Operator.GLOBAL_POOL, Operator.SCALE)
+    weighted = workload.operator in (
+        Operator.CONV,
+        Operator.POINTWISE,
+        Operator.DEPTHWISE,
+        Operator.INVERTED_BOTTLENECK,
+    )
     assert (workload.macs > 0) == (workload.weight_count > 0) == weighted
 
 
