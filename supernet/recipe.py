@@ -87,6 +87,7 @@ class TrainConfig:
     crop_margin: float = 0.125  # random crops from images padded by this share of their side
     max_train_images: int | None = None  # train on a random subset of this size
     seed: int = 0
+    fused: bool = True  # compiled training kernels where they apply, else torch's
     threads: int | None = None  # None: as many as there are processors
     save_every_steps: int = 500
     save_every_seconds: float = 60.0

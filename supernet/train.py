@@ -46,7 +46,7 @@ from bignas.supernet.checkpoint import (
     write_tensors,
 )
 from bignas.supernet.data import ImageData, Split, preprocess
-from bignas.supernet.layers import batch_normalize
+from bignas.supernet.fused import training_execution
 from bignas.supernet.network import Supernet
 from bignas.supernet.recipe import (
     Purpose,
@@ -138,6 +138,7 @@ class _Run:
         self.step = 0
         self._network = Supernet(space, seed=config.seed, zero_gamma=config.zero_gamma)
         self._network.train()
+        self._execution = training_execution(fused=config.fused)
         self._optimizer = _optimizer(self._network, config)
         self._losses: list[float] = []
         self._first_step = 0
@@ -267,7 +268,7 @@ class _Run:
         return losses
 
     def _logits(self, images: Tensor, arch: Architecture, index: int, regularized: bool) -> Tensor:
-        features = self._network.features(images, arch, batch_normalize)
+        features = self._network.features(images, arch, self._execution)
         rate = self._config.dropout
         if regularized and rate > 0.0:
             rng = generator(self._config, Purpose.DROPOUT, self.step * 1000 + index)
