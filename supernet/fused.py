@@ -25,7 +25,13 @@ from bignas.device_db.records import Activation, Operator
 from bignas.supernet.layers import EPSILON, BatchExecution
 from bignas.supernet.space import Layer
 
-__all__ = ["FusedExecution", "FusedKernels", "load_fused_kernels", "training_execution"]
+__all__ = [
+    "FusedExecution",
+    "FusedKernels",
+    "keep_freed_memory",
+    "load_fused_kernels",
+    "training_execution",
+]
 
 _FLAGS = ("-O3", "-march=native", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _LANES = 16  # as in fused.c
@@ -34,6 +40,10 @@ _STRIDES = (1, 2)
 _ACTIVATIONS: Mapping[Activation, int] = MappingProxyType(
     {Activation.NONE: 0, Activation.RELU: 1, Activation.RELU6: 2, Activation.HARD_SWISH: 3}
 )
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt
+_LARGEST_INT = 2**31 - 1
 
 
 class _Geometry(ctypes.Structure):
@@ -141,6 +151,17 @@ def training_execution(*, fused: bool = True) -> BatchExecution:
     """The fastest way to train on this machine; with `fused` false, torch's own kernels."""
     kernels = load_fused_kernels() if fused else None
     return BatchExecution() if kernels is None else FusedExecution(kernels)
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator of this process reuse large blocks instead of returning them (glibc).
+
+    Every activation would otherwise be mapped and filled with zeros by the kernel, step by step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, _LARGEST_INT)
 
 
 class _Depthwise(torch.autograd.Function):

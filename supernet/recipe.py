@@ -58,7 +58,16 @@ class Purpose(IntEnum):
 
 
 # These say how training runs, not what it computes: they may change when training resumes.
-_OPERATIONAL = frozenset({"threads", "save_every_steps", "save_every_seconds", "log_every_steps"})
+_OPERATIONAL = frozenset(
+    {
+        "threads",
+        "save_every_steps",
+        "save_every_seconds",
+        "log_every_steps",
+        "evaluate_every_epochs",
+        "evaluate_images",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,9 @@ class TrainConfig:
     sandwich: bool = True  # biggest, smallest and random children; else random children only
     random_children: int = 2  # a step; without the sandwich two more, for equal work
     distillation: bool = True  # all but the biggest learn from its outputs
+    label_weight: float = 0.0  # share of the labels in the losses of those that distil (BigNAS: 0)
     label_epochs: float = 1.0  # but from the labels in so many first epochs (BigNAS: 0)
+    average_decay: float = 0.0  # deliver a running average of the weights (BigNAS: 0, none)
     zero_gamma: bool = True  # blocks with a shortcut start silent
     mirror: bool = True  # random mirror images, where the data allow
     crop_margin: float = 0.125  # random crops from images padded by this share of their side
@@ -92,6 +103,8 @@ class TrainConfig:
     save_every_steps: int = 500
     save_every_seconds: float = 60.0
     log_every_steps: int = 20
+    evaluate_every_epochs: float = 1.0  # smallest, middle and biggest child; 0: never
+    evaluate_images: int = 2000  # so many of the validation images
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", _member(Schedule, "schedule", self.schedule))
@@ -131,7 +144,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("warmup_epochs", 0, 1_000_000),
     ("final_rate", 1e-6, 1),
     ("hold_epochs", 0, 1_000_000),
+    ("label_weight", 0, 1),
     ("label_epochs", 0, 1_000_000),
+    ("average_decay", 0, 0.999999),
     ("momentum", 1e-9, 0.9999),
     ("weight_decay", 0, 1),
     ("label_smoothing", 0, 0.9),
@@ -145,6 +160,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("save_every_steps", 1, 10**9),
     ("save_every_seconds", 0, 1e9),
     ("log_every_steps", 1, 10**9),
+    ("evaluate_every_epochs", 0, 1_000_000),
+    ("evaluate_images", 1, 10**9),
 )
 
 

@@ -9,7 +9,7 @@ Files, for `--out CKPT`
 - CKPT: the weights, the deliverable.
 - CKPT.state: weights and momentum at some step, all that resuming needs. It is written first; a
   crash between the two leaves CKPT one save behind, and the next run brings it up to date.
-- CKPT.metrics.jsonl: one JSON object a line; lines after the step that is resumed from are dropped.
+- CKPT.metrics.jsonl, CKPT.tensorboard/: losses, rates and accuracies, see `monitor.py`.
 
 A run that was killed and started again computes the weights of an uninterrupted run, to the bit, on
 the same machine with the same number of threads.
@@ -18,14 +18,13 @@ Source: Yu et al., "BigNAS: Scaling Up Neural Architecture Search with Big Singl
 ECCV 2020.
 """
 
-import json
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -36,8 +35,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bignas.device_db.errors import CheckpointError, DataError, OutputError, TrainingError
-from bignas.device_db.files import require_writable, write_atomically
+from bignas.device_db.errors import CheckpointError, DataError
+from bignas.device_db.files import require_writable
 from bignas.supernet.checkpoint import (
     Checkpoint,
     read_checkpoint,
@@ -45,8 +44,10 @@ from bignas.supernet.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
-from bignas.supernet.data import ImageData, Split, preprocess
-from bignas.supernet.fused import training_execution
+from bignas.supernet.data import ImageData, Split, SplitName, preprocess
+from bignas.supernet.evaluate import evaluate_architectures
+from bignas.supernet.fused import keep_freed_memory, training_execution
+from bignas.supernet.monitor import DivergenceDetector, MetricsLog
 from bignas.supernet.network import Supernet
 from bignas.supernet.recipe import (
     Purpose,
@@ -65,11 +66,16 @@ __all__ = ["Regularize", "Schedule", "TrainConfig", "TrainProgress", "train"]
 _STATE_KIND = "training state"
 _WEIGHTS = "weights."
 _MOMENTUM = "momentum."
+_AVERAGE = "average."
 
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """Where training stands after a step. `loss` is that of the first (biggest) child."""
+    """Where training stands after a step.
+
+    `loss` is that of the first (biggest) child, `top1` the last known validation accuracy of the
+    smallest, a middle and the biggest child.
+    """
 
     step: int
     total_steps: int
@@ -77,6 +83,7 @@ class TrainProgress:
     loss: float
     images_per_second: float
     eta_seconds: float
+    top1: Mapping[str, float]
 
 
 def train(
@@ -99,7 +106,8 @@ def train(
     config = TrainConfig() if config is None else config
     require_writable(out)
     run = _Run(space.with_classes(len(data.classes)), data, out, config)
-    with _threads(config.threads), _deferred_interrupt() as interrupt:
+    keep_freed_memory()
+    with closing(run), _threads(config.threads), _deferred_interrupt() as interrupt:
         run.restore()
         try:
             while run.step < run.total_steps:
@@ -126,7 +134,6 @@ class _Run:
         self._config = config
         self._out = out
         self._state_path = out.with_name(f"{out.name}.state")
-        self._metrics_path = out.with_name(f"{out.name}.metrics.jsonl")
         self._train = _subset(data.train, config)
         self._steps_per_epoch = len(self._train) // config.batch_size
         if self._steps_per_epoch == 0:
@@ -140,7 +147,11 @@ class _Run:
         self._network.train()
         self._execution = training_execution(fused=config.fused)
         self._optimizer = _optimizer(self._network, config)
+        self._average = [p.detach().clone() for p in self._averaged()]
+        self._divergence = DivergenceDetector(space.classes)
+        self._metrics: MetricsLog | None = None
         self._losses: list[float] = []
+        self._top1: Mapping[str, float] = {}
         self._first_step = 0
         self._busy_seconds = 0.0
         self._saved_at = time.monotonic()
@@ -156,15 +167,19 @@ class _Run:
         self._optimizer.zero_grad(set_to_none=False)
         self._losses = self._backward()
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._config.gradient_clip)
-        self._require_finite([*self._losses, float(norm)])
+        self._divergence.check(
+            self.step + 1, self._losses, float(norm), self._config.learning_rate
+        )
         self._torn = True
         self._optimizer.step()
         self.step += 1
+        self._update_average()
         self._torn = False
         self._busy_seconds += time.perf_counter() - started
         last = self.step == self.total_steps
-        if last or self.step % self._config.log_every_steps == 0:
-            self._log(rate, float(norm))
+        evaluating = self._is_evaluation_due(last)
+        if last or evaluating or self.step % self._config.log_every_steps == 0:
+            self._log(rate, float(norm), evaluating)
         overdue = time.monotonic() - self._saved_at >= self._config.save_every_seconds
         if last or overdue or self.step % self._config.save_every_steps == 0:
             self.save()
@@ -181,13 +196,14 @@ class _Run:
             self._losses[0] if self._losses else math.nan,
             speed,
             left / speed if speed else math.inf,
+            self._top1,
         )
 
     def checkpoint(self) -> Checkpoint:
         """The weights as they are now."""
         return Checkpoint(
             self._space,
-            {name: value.detach().clone() for name, value in self._network.state_dict().items()},
+            self._delivered(),
             self._data.mean,
             self._data.std,
             self._data.classes,
@@ -197,6 +213,11 @@ class _Run:
             self.step // self._steps_per_epoch,
             self._config.to_dict(),
         )
+
+    def close(self) -> None:
+        """Release files."""
+        if self._metrics is not None:
+            self._metrics.close()
 
     def save(self) -> None:
         """Write the state, then the checkpoint; not from the middle of an optimizer step."""
@@ -208,6 +229,10 @@ class _Run:
             momentum = self._optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None:
                 tensors[_MOMENTUM + name] = momentum
+        for (name, _), average in zip(
+            self._network.named_parameters(), self._average, strict=False
+        ):
+            tensors[_AVERAGE + name] = average
         description = {"step": self.step, **self._identity()}
         write_tensors(self._state_path, _STATE_KIND, tensors, description)
         save_checkpoint(self._out, self.checkpoint())
@@ -230,10 +255,11 @@ class _Run:
                     " training cannot resume, choose another file"
                 )
             self._network.load_state_dict(written.network().state_dict())
+            self._average = [p.detach().clone() for p in self._averaged()]
             self.step = written.step
         self._first_step = self.step
         self._saved_step = self.step
-        self._drop_metrics_after(self.step)
+        self._metrics = MetricsLog(self._out, self.step)
 
     @property
     def _epoch(self) -> int:
@@ -261,6 +287,10 @@ class _Run:
                 loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
             else:
                 loss = -(teacher * logits.log_softmax(1)).sum(1).mean()
+                if config.label_weight > 0.0:
+                    loss = torch.lerp(
+                        loss, functional.cross_entropy(logits, targets), config.label_weight
+                    )
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
             if biggest and config.distillation and not beginning:
@@ -276,12 +306,42 @@ class _Run:
             features = features * keep / (1.0 - rate)
         return self._network.classify(features)
 
-    def _require_finite(self, values: list[float]) -> None:
-        if not all(map(math.isfinite, values)):
-            raise TrainingError(
-                f"the loss is not finite at step {self.step + 1}: lower the learning rate"
-                f" ({self._config.learning_rate:g}); what was saved before stays as it was"
-            )
+    def _averaged(self) -> list[nn.Parameter]:
+        return list(self._network.parameters()) if self._config.average_decay > 0.0 else []
+
+    def _update_average(self) -> None:
+        """Move the average towards the weights; at first quickly, as those still change much."""
+        parameters = self._averaged()
+        if parameters:
+            decay = min(self._config.average_decay, self.step / (self.step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(self._average, parameters, 1.0 - decay)
+
+    def _delivered(self) -> dict[str, Tensor]:
+        """A copy of the weights that count: the average, where there is one."""
+        weights = dict(self._network.named_parameters())
+        names = list(weights)
+        values = self._average or list(weights.values())
+        return {name: value.detach().clone() for name, value in zip(names, values, strict=True)}
+
+    def _is_evaluation_due(self, last: bool) -> bool:
+        every = round(self._config.evaluate_every_epochs * self._steps_per_epoch)
+        return every > 0 and (last or self.step % every == 0)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Validation accuracy of three children as they would be delivered now."""
+        network = Supernet(self._space)
+        network.load_state_dict(self._delivered())
+        archs = {
+            "smallest": self._space.smallest(),
+            "middle": self._space.middle(),
+            "biggest": self._space.biggest(),
+        }
+        evaluations = evaluate_architectures(
+            network, list(archs.values()), self._data, SplitName.VALIDATION,
+            self._config.evaluate_images,
+        )  # fmt: skip
+        return {name: one.top1 for name, one in zip(archs, evaluations, strict=True)}
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -321,25 +381,31 @@ class _Run:
 
     def _load(self, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
         step = description.get("step")
-        parameters = dict(self._network.named_parameters())
-        expected = {prefix + name for name in parameters for prefix in (_WEIGHTS, _MOMENTUM)}
+        names = [name for name, _ in self._network.named_parameters()]
+        prefixes = (_WEIGHTS, _MOMENTUM, _AVERAGE) if self._average else (_WEIGHTS, _MOMENTUM)
         if not isinstance(step, int) or not 0 < step <= self.total_steps:
             raise CheckpointError(f"{self._state_path} has a malformed step")
-        if tensors.keys() != expected:
+        if tensors.keys() != {prefix + name for name in names for prefix in prefixes}:
             raise CheckpointError(f"{self._state_path} does not hold the weights of its space")
+        parameters = dict(self._network.named_parameters())
+        momenta = {name: torch.empty_like(p) for name, p in parameters.items()}  # same layout
+        targets = {_WEIGHTS: parameters, _MOMENTUM: momenta}
+        if self._average:
+            targets[_AVERAGE] = dict(zip(names, self._average, strict=True))
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                weight, momentum = tensors[_WEIGHTS + name], tensors[_MOMENTUM + name]
-                if not weight.shape == momentum.shape == parameter.shape:
-                    raise CheckpointError(f"{self._state_path}: {name} has another shape")
-                parameter.copy_(weight)
-                buffer = torch.empty_like(parameter)  # in the memory format of the parameter
-                self._optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momentum)
+            for prefix, kind in targets.items():
+                for name, target in kind.items():
+                    value = tensors[prefix + name]
+                    if value.shape != target.shape:
+                        raise CheckpointError(f"{self._state_path}: {name} has another shape")
+                    target.copy_(value)
+        for name, parameter in parameters.items():
+            self._optimizer.state[parameter]["momentum_buffer"] = momenta[name]
         self.step = step
 
-    def _log(self, rate: float, norm: float) -> None:
+    def _log(self, rate: float, norm: float, evaluating: bool) -> None:
         progress = self.progress()
-        line = {
+        line: dict[str, Any] = {
             "step": self.step,
             "epoch": progress.epoch,
             "losses": self._losses,
@@ -347,26 +413,10 @@ class _Run:
             "gradient_norm": norm,
             "images_per_second": progress.images_per_second,
         }
-        try:
-            self._metrics_path.parent.mkdir(parents=True, exist_ok=True)
-            with self._metrics_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise OutputError(f"cannot write {self._metrics_path}: {error.strerror}") from None
-
-    def _drop_metrics_after(self, step: int) -> None:
-        """Forget what will be logged again; a line that a crash cut short goes with it."""
-        if not self._metrics_path.exists():
-            return
-        kept = []
-        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
-            try:
-                logged = json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError):
-                continue
-            if logged <= step:
-                kept.append(line + "\n")
-        write_atomically(self._metrics_path, "".join(kept).encode())
+        if evaluating:
+            self._top1 = line["top1"] = self._evaluate()
+        if self._metrics is not None:
+            self._metrics.append(line)
 
 
 def _subset(train: Split, config: TrainConfig) -> Split:
