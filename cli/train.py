@@ -57,6 +57,7 @@ def train(
     """
     from bignas.cli.inputs import require_file_place
     from bignas.supernet.data import load_data
+    from bignas.supernet.distributed import is_first_worker
     from bignas.supernet.recipe import TrainConfig
     from bignas.supernet.spaces import load_space
     from bignas.supernet.train import train as train_supernet
@@ -76,6 +77,9 @@ def train(
     config = TrainConfig.from_dict({key: one for key, one in given.items() if one is not None})
     require_file_place(out)
     data = load_data(data_name)
+    if not is_first_worker():
+        train_supernet(search_space, data, out, config)
+        return
     with Bars() as bars:
         checkpoint = train_supernet(
             search_space, data, out, config, lambda progress: bars(train_step(progress))

@@ -45,6 +45,7 @@ from bignas.supernet.checkpoint import (
     write_tensors,
 )
 from bignas.supernet.data import ImageData, Split, SplitName, preprocess
+from bignas.supernet.distributed import ALONE, Workers, workers
 from bignas.supernet.evaluate import evaluate_architectures
 from bignas.supernet.fused import keep_freed_memory, training_execution
 from bignas.supernet.monitor import DivergenceDetector, MetricsLog
@@ -105,30 +106,40 @@ def train(
     """
     config = TrainConfig() if config is None else config
     require_writable(out)
-    run = _Run(space.with_classes(len(data.classes)), data, out, config)
     keep_freed_memory()
-    with closing(run), _threads(config.threads), _deferred_interrupt() as interrupt:
+    with (
+        workers() as group,
+        closing(_Run(space.with_classes(len(data.classes)), data, out, config, group)) as run,
+        _threads(config.threads),
+        _deferred_interrupt() as interrupt,
+    ):
         run.restore()
         try:
             while run.step < run.total_steps:
                 run.advance()
                 if progress is not None:
                     progress(run.progress())
-                if interrupt.is_set():
-                    break
+                if group.any(interrupt.is_set()):
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
             run.save()
             raise
-        if interrupt.is_set():
-            run.save()
-            raise KeyboardInterrupt
-    return run.checkpoint()
+        return run.checkpoint()
 
 
 class _Run:
     """One training run: network, optimizer, step and files."""
 
-    def __init__(self, space: SearchSpace, data: ImageData, out: Path, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        data: ImageData,
+        out: Path,
+        config: TrainConfig,
+        group: Workers = ALONE,
+    ) -> None:
+        group.check_batch(config.batch_size)
+        self._group = group
         self._space = space
         self._data = data
         self._config = config
@@ -144,8 +155,8 @@ class _Run:
         self.total_steps = config.epochs * self._steps_per_epoch
         self.step = 0
         self._network = Supernet(space, seed=config.seed, zero_gamma=config.zero_gamma)
-        self._network.train()
-        self._execution = training_execution(fused=config.fused)
+        self._network.to(group.device).train()
+        self._execution = group.execution(training_execution(fused=config.fused))
         self._optimizer = _optimizer(self._network, config)
         self._average = [p.detach().clone() for p in self._averaged()]
         self._divergence = DivergenceDetector(space.classes)
@@ -167,9 +178,7 @@ class _Run:
         self._optimizer.zero_grad(set_to_none=False)
         self._losses = self._backward()
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._config.gradient_clip)
-        self._divergence.check(
-            self.step + 1, self._losses, float(norm), self._config.learning_rate
-        )
+        self._divergence.check(self.step + 1, self._losses, float(norm), self._config.learning_rate)
         self._torn = True
         self._optimizer.step()
         self.step += 1
@@ -220,15 +229,16 @@ class _Run:
             self._metrics.close()
 
     def save(self) -> None:
-        """Write the state, then the checkpoint; not from the middle of an optimizer step."""
-        if self._torn or self.step in (0, self._saved_step):
+        """Write the state, then the checkpoint; not from the middle of an optimizer step.
+
+        Of several workers the first one writes.
+        """
+        if self._torn or self.step in (0, self._saved_step) or not self._group.is_first:
             return
         tensors = {}
         for name, parameter in self._network.named_parameters():
             tensors[_WEIGHTS + name] = parameter
-            momentum = self._optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[_MOMENTUM + name] = momentum
+            tensors[_MOMENTUM + name] = self._optimizer.state[parameter]["momentum_buffer"]
         for (name, _), average in zip(
             self._network.named_parameters(), self._average, strict=False
         ):
@@ -240,7 +250,18 @@ class _Run:
         self._saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Continue from the files of an earlier run, if there are any."""
+        """Continue from the files of an earlier run, if there are any; the first worker reads."""
+        if self._group.is_first:
+            self._read()
+        (self.step,) = map(int, self._group.sum_of([self.step]))
+        momenta = [state["momentum_buffer"] for state in self._optimizer.state.values()]
+        self._group.copy_from_first([*self._network.parameters(), *momenta, *self._average])
+        self._first_step = self.step
+        self._saved_step = self.step
+        if self._group.is_first:
+            self._metrics = MetricsLog(self._out, self.step)
+
+    def _read(self) -> None:
         written = self._earlier_checkpoint()
         if self._state_path.exists():
             tensors, description = read_tensors(self._state_path, _STATE_KIND)
@@ -257,9 +278,6 @@ class _Run:
             self._network.load_state_dict(written.network().state_dict())
             self._average = [p.detach().clone() for p in self._averaged()]
             self.step = written.step
-        self._first_step = self.step
-        self._saved_step = self.step
-        self._metrics = MetricsLog(self._out, self.step)
 
     @property
     def _epoch(self) -> int:
@@ -267,9 +285,10 @@ class _Run:
 
     def _backward(self) -> list[float]:
         """Add up the gradients of all children of this step; return their losses."""
-        config = self._config
+        config, group = self._config, self._group
         images, labels = draw_batch(config, self._train, self.step, self._data.mirrorable)
-        targets = torch.from_numpy(labels)
+        images = np.asarray(group.share(images))
+        targets = torch.from_numpy(np.asarray(group.share(labels))).to(group.device)
         inputs: dict[int, Tensor] = {}
         teacher: Tensor | None = None
         beginning = self.step < config.label_epochs * self._steps_per_epoch
@@ -278,7 +297,7 @@ class _Run:
             if arch.resolution not in inputs:
                 inputs[arch.resolution] = preprocess(
                     images, arch.resolution, self._data.mean, self._data.std
-                )
+                ).to(group.device)
             biggest = config.sandwich and index == 0
             regularized = biggest or config.regularize is Regularize.ALL
             logits = self._logits(inputs[arch.resolution], arch, index, regularized)
@@ -291,19 +310,24 @@ class _Run:
                     loss = torch.lerp(
                         loss, functional.cross_entropy(logits, targets), config.label_weight
                     )
+            loss = loss / group.count
             loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.item())
+            losses.append(loss.detach())
             if biggest and config.distillation and not beginning:
                 teacher = logits.detach().softmax(1)
-        return losses
+        group.sum_in_place([one for p in self._network.parameters() if (one := p.grad) is not None])
+        return group.sum_of([loss.item() for loss in losses])
 
     def _logits(self, images: Tensor, arch: Architecture, index: int, regularized: bool) -> Tensor:
-        features = self._network.features(images, arch, self._execution)
+        device = self._group.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+            features = self._network.features(images, arch, self._execution).float()
         rate = self._config.dropout
         if regularized and rate > 0.0:
             rng = generator(self._config, Purpose.DROPOUT, self.step * 1000 + index)
-            keep = torch.from_numpy(rng.random(features.shape, dtype=np.float32) >= rate)
-            features = features * keep / (1.0 - rate)
+            shape = (self._config.batch_size, features.shape[1])
+            keep = self._group.share(rng.random(shape, dtype=np.float32) >= rate)
+            features = features * torch.from_numpy(np.asarray(keep)).to(device) / (1.0 - rate)
         return self._network.classify(features)
 
     def _averaged(self) -> list[nn.Parameter]:
@@ -337,11 +361,15 @@ class _Run:
             "middle": self._space.middle(),
             "biggest": self._space.biggest(),
         }
+        mine = self._group.share(list(archs))
         evaluations = evaluate_architectures(
-            network, list(archs.values()), self._data, SplitName.VALIDATION,
+            network, [archs[name] for name in mine], self._data, SplitName.VALIDATION,
             self._config.evaluate_images,
         )  # fmt: skip
-        return {name: one.top1 for name, one in zip(archs, evaluations, strict=True)}
+        found = {name: one.top1 for name, one in zip(mine, evaluations, strict=True)}
+        return dict(
+            zip(archs, self._group.sum_of([found.get(name, 0.0) for name in archs]), strict=True)
+        )
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -388,8 +416,8 @@ class _Run:
         if tensors.keys() != {prefix + name for name in names for prefix in prefixes}:
             raise CheckpointError(f"{self._state_path} does not hold the weights of its space")
         parameters = dict(self._network.named_parameters())
-        momenta = {name: torch.empty_like(p) for name, p in parameters.items()}  # same layout
-        targets = {_WEIGHTS: parameters, _MOMENTUM: momenta}
+        momenta = {n: self._optimizer.state[p]["momentum_buffer"] for n, p in parameters.items()}
+        targets: dict[str, Mapping[str, Tensor]] = {_WEIGHTS: parameters, _MOMENTUM: momenta}
         if self._average:
             targets[_AVERAGE] = dict(zip(names, self._average, strict=True))
         with torch.no_grad():
@@ -399,8 +427,6 @@ class _Run:
                     if value.shape != target.shape:
                         raise CheckpointError(f"{self._state_path}: {name} has another shape")
                     target.copy_(value)
-        for name, parameter in parameters.items():
-            self._optimizer.state[parameter]["momentum_buffer"] = momenta[name]
         self.step = step
 
     def _log(self, rate: float, norm: float, evaluating: bool) -> None:
@@ -434,18 +460,21 @@ def _optimizer(network: Supernet, config: TrainConfig) -> torch.optim.SGD:
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    for parameter in network.parameters():  # children that are never drawn must not matter
-        parameter.grad = torch.zeros_like(parameter)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, nesterov=True, foreach=True
     )
+    for parameter in network.parameters():  # children that are never drawn must not matter
+        parameter.grad = torch.zeros_like(parameter)
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 @contextmanager
 def _threads(threads: int | None) -> Iterator[None]:
     """Use so many threads, and as many as before afterwards."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun, on this machine
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // processes))
     try:
         yield
     finally:
