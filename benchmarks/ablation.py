@@ -58,7 +58,7 @@ def main() -> None:
     space = space.with_classes(len(data.classes))
     archs = {"smallest": space.smallest(), "middle": space.middle(), "biggest": space.biggest()}
     common = {"epochs": options.epochs, **options.options}
-    content = {
+    content: dict[str, Any] = {
         "space": space.name,
         "data": data.name,
         "validation_images": len(data.validation),

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,8 +21,6 @@ from bignas.supernet.layers import EPSILON, BatchExecution
 from bignas.supernet.space import Layer
 
 __all__ = ["ALONE", "SynchronizedExecution", "Workers", "is_first_worker", "workers"]
-
-_Share = TypeVar("_Share")
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,10 @@ class Workers:
         """How layers are computed in training, given how one worker alone would do it."""
         return alone if self.count == 1 else SynchronizedExecution(alone, self.count)
 
-    def share(self, values: Sequence[_Share]) -> Sequence[_Share]:
-        """This worker's part of `values`, in steps."""
-        return values[self.rank :: self.count]
+    @property
+    def share(self) -> slice:
+        """Which items of a batch or list are this worker's."""
+        return slice(self.rank, None, self.count)
 
     def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all workers, in one message."""
@@ -122,8 +120,8 @@ class SynchronizedExecution(BatchExecution):
         return centred * _channelwise(factor) + _channelwise(shift)
 
     def _mean(self, y: Tensor) -> Tensor:
-        mean: Tensor = all_reduce(y.float().mean((0, 2, 3))) / self._count
-        return mean
+        total: Tensor = all_reduce(y.float().mean((0, 2, 3)))  # type: ignore[no-untyped-call]
+        return total / self._count
 
 
 def _channelwise(values: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class MetricsLog:
         try:
             lines = self._keep_until(step)
             shutil.rmtree(folder, ignore_errors=True)
-            self._events = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+            self._events = SummaryWriter(str(folder))
         except OSError as error:
             raise OutputError(f"cannot write {error.filename}: {error.strerror}") from None
         for line in lines:
@@ -44,13 +44,13 @@ class MetricsLog:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             self._add_events(line)
-            self._events.flush()  # type: ignore[no-untyped-call]
+            self._events.flush()
         except OSError as error:
             raise OutputError(f"cannot write {self._path}: {error.strerror}") from None
 
     def close(self) -> None:
         """End the event file."""
-        self._events.close()  # type: ignore[no-untyped-call]
+        self._events.close()
 
     def _keep_until(self, step: int) -> list[dict[str, Any]]:
         """Forget what will be logged again; a line that a crash cut short goes with it."""
@@ -70,17 +70,16 @@ class MetricsLog:
     def _add_events(self, line: Mapping[str, Any]) -> None:
         for tag, value in _scalars("", line):
             if tag != "step":
-                self._events.add_scalar(tag, value, line["step"])  # type: ignore[no-untyped-call]
+                self._events.add_scalar(tag, value, line["step"])
 
 
 class DivergenceDetector:
     """Raises TrainingError when the biggest child has long been far worse than guessing."""
 
     _STEPS = 50
-    _TIMES_GUESSING = 2.0
 
     def __init__(self, classes: int) -> None:
-        self._limit = self._TIMES_GUESSING * math.log(classes)
+        self._limit = 2.0 * math.log(classes)
         self._losses: deque[float] = deque(maxlen=self._STEPS)
 
     def check(self, step: int, losses: list[float], gradient_norm: float, rate: float) -> None:
@@ -89,11 +88,10 @@ class DivergenceDetector:
         if not all(map(math.isfinite, [*losses, gradient_norm])):
             raise TrainingError(f"the loss is not finite at step {step}: {hint}")
         self._losses.append(losses[0])
-        mean = sum(self._losses) / len(self._losses)
-        if len(self._losses) == self._STEPS and mean > self._limit:
+        if len(self._losses) == self._STEPS and min(self._losses) > self._limit:
             raise TrainingError(
-                f"training has diverged at step {step}, the loss of the biggest child is"
-                f" {mean:.2f} where guessing gives {self._limit / self._TIMES_GUESSING:.2f}: {hint}"
+                f"training has diverged at step {step}: for {self._STEPS} steps the loss of the"
+                f" biggest child was above {self._limit:.1f}, twice that of guessing: {hint}"
             )
 
 

@@ -120,10 +120,13 @@ def train(
                 if progress is not None:
                     progress(run.progress())
                 if group.any(interrupt.is_set()):
-                    raise KeyboardInterrupt
+                    break
         except KeyboardInterrupt:
             run.save()
             raise
+        if run.step < run.total_steps or interrupt.is_set():
+            run.save()
+            raise KeyboardInterrupt
         return run.checkpoint()
 
 
@@ -235,14 +238,12 @@ class _Run:
         """
         if self._torn or self.step in (0, self._saved_step) or not self._group.is_first:
             return
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, parameter in self._network.named_parameters():
             tensors[_WEIGHTS + name] = parameter
             tensors[_MOMENTUM + name] = self._optimizer.state[parameter]["momentum_buffer"]
-        for (name, _), average in zip(
-            self._network.named_parameters(), self._average, strict=False
-        ):
-            tensors[_AVERAGE + name] = average
+        if self._average:
+            tensors |= {_AVERAGE + name: value for name, value in self._delivered().items()}
         description = {"step": self.step, **self._identity()}
         write_tensors(self._state_path, _STATE_KIND, tensors, description)
         save_checkpoint(self._out, self.checkpoint())
@@ -287,8 +288,8 @@ class _Run:
         """Add up the gradients of all children of this step; return their losses."""
         config, group = self._config, self._group
         images, labels = draw_batch(config, self._train, self.step, self._data.mirrorable)
-        images = np.asarray(group.share(images))
-        targets = torch.from_numpy(np.asarray(group.share(labels))).to(group.device)
+        images = images[group.share]
+        targets = torch.from_numpy(labels[group.share]).to(group.device)
         inputs: dict[int, Tensor] = {}
         teacher: Tensor | None = None
         beginning = self.step < config.label_epochs * self._steps_per_epoch
@@ -326,11 +327,11 @@ class _Run:
         if regularized and rate > 0.0:
             rng = generator(self._config, Purpose.DROPOUT, self.step * 1000 + index)
             shape = (self._config.batch_size, features.shape[1])
-            keep = self._group.share(rng.random(shape, dtype=np.float32) >= rate)
-            features = features * torch.from_numpy(np.asarray(keep)).to(device) / (1.0 - rate)
+            keep = (rng.random(shape, dtype=np.float32) >= rate)[self._group.share]
+            features = features * torch.from_numpy(keep).to(device) / (1.0 - rate)
         return self._network.classify(features)
 
-    def _averaged(self) -> list[nn.Parameter]:
+    def _averaged(self) -> list[Tensor]:
         return list(self._network.parameters()) if self._config.average_decay > 0.0 else []
 
     def _update_average(self) -> None:
@@ -343,9 +344,8 @@ class _Run:
 
     def _delivered(self) -> dict[str, Tensor]:
         """A copy of the weights that count: the average, where there is one."""
-        weights = dict(self._network.named_parameters())
-        names = list(weights)
-        values = self._average or list(weights.values())
+        names = [name for name, _ in self._network.named_parameters()]
+        values = self._average or [*self._network.parameters()]
         return {name: value.detach().clone() for name, value in zip(names, values, strict=True)}
 
     def _is_evaluation_due(self, last: bool) -> bool:
@@ -361,7 +361,7 @@ class _Run:
             "middle": self._space.middle(),
             "biggest": self._space.biggest(),
         }
-        mine = self._group.share(list(archs))
+        mine = list(archs)[self._group.share]
         evaluations = evaluate_architectures(
             network, [archs[name] for name in mine], self._data, SplitName.VALIDATION,
             self._config.evaluate_images,
