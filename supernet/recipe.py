@@ -60,6 +60,7 @@ class Purpose(IntEnum):
 # These say how training runs, not what it computes: they may change when training resumes.
 _OPERATIONAL = frozenset(
     {
+        "keep_memory",
         "threads",
         "save_every_steps",
         "save_every_seconds",
@@ -99,6 +100,7 @@ class TrainConfig:
     max_train_images: int | None = None  # train on a random subset of this size
     seed: int = 0
     fused: bool = True  # compiled training kernels where they apply, else torch's
+    keep_memory: bool = True  # do not return freed memory to the system while training
     threads: int | None = None  # None: as many as there are processors
     save_every_steps: int = 500
     save_every_seconds: float = 60.0

@@ -106,7 +106,8 @@ def train(
     """
     config = TrainConfig() if config is None else config
     require_writable(out)
-    keep_freed_memory()
+    if config.keep_memory:
+        keep_freed_memory()
     with (
         workers() as group,
         closing(_Run(space.with_classes(len(data.classes)), data, out, config, group)) as run,
