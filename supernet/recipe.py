@@ -131,11 +131,13 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "TrainConfig":
-        """Read the JSON form; InputError names a key that is unknown."""
-        known = {item.name for item in dataclasses.fields(cls)}
-        for key in data:
+        """Read the JSON form; InputError names a key that is unknown or of another type."""
+        known = dataclasses.asdict(cls())
+        for key, value in data.items():
             if key not in known:
                 raise InputError(f"unknown training option {key!r}")
+            if not _is_of_kind(value, known[key]):
+                raise InputError(f"training option {key} cannot be {value!r}")
         return cls(**data)
 
 
@@ -226,6 +228,17 @@ def draw_architectures(config: TrainConfig, space: SearchSpace, step: int) -> li
         return [space.sample(rng) for _ in range(config.random_children + 2)]
     drawn = [space.sample(rng) for _ in range(config.random_children)]
     return [space.biggest(), space.smallest(), *drawn]
+
+
+def _is_of_kind(value: object, default: object) -> bool:
+    """Whether an option may have this value; those without a default are integers."""
+    if default is None:
+        return value is None or (isinstance(value, int) and not isinstance(value, bool))
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, str):
+        return isinstance(value, str)
+    return type(value) is type(default)
 
 
 def _member(kind: type[StrEnum], name: str, value: str) -> StrEnum:
