@@ -4,8 +4,8 @@
 
 First whole training steps of the real `train`, on random images: each variant runs a few steps in a
 process of its own, the variants take turns, and the median step of all turns counts. Then forward
-and backward of the biggest child alone, with torch's kernels, the fused ones, torch.compile (its
-compile time stands beside) and bfloat16, in turns within one process.
+and backward of the biggest child alone, in turns within one process: with torch's kernels, the
+fused ones and bfloat16, and its static twin with torch.compile, whose compile time stands beside.
 """
 
 import argparse
@@ -21,10 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from elastic_layers import trainable
 from torch import Tensor
 from torch.nn import functional
 
 from bignas.device_db.probe import probe_local
+from bignas.supernet.calibrate import calibrate
 from bignas.supernet.data import ImageData, Split
 from bignas.supernet.fused import keep_freed_memory, training_execution
 from bignas.supernet.layers import BatchExecution
@@ -66,9 +68,8 @@ def main() -> None:
         "threads": options.threads,
         "torch": torch.__version__,
         "steps": step_speeds(options),
-        "biggest": child_speeds(space, options.threads, options.turns),
     }
-    print(json.dumps(content, indent=1))
+    content["biggest"] = child_speeds(space, options.threads, options.turns)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -86,6 +87,8 @@ def step_speeds(options: argparse.Namespace) -> dict[str, Any]:
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             values.extend(json.loads(answer.stdout))
     medians = {name: statistics.median(values) for name, values in speeds.items()}
+    for name, median in medians.items():
+        print(f"{name}: {median:.0f} images/s, x{median / medians[BASELINE]:.2f}", flush=True)
     return {
         name: {
             "change": VARIANTS[name],
@@ -131,11 +134,13 @@ def child_speeds(space: SearchSpace, threads: int, turns: int, batch: int = 128)
         with torch.autocast("cpu", torch.bfloat16):
             return loss(BatchExecution())
 
-    compiled = torch.compile(lambda: loss(BatchExecution()))
+    twin = trainable(network.extract(arch, calibrate(network, arch, images)))
+    compiled = torch.compile(twin, dynamic=False)
     losses: dict[str, Callable[[], Tensor]] = {
         "torch kernels": lambda: loss(BatchExecution()),
         "fused kernels": lambda: loss(training_execution()),
-        "torch.compile": compiled,
+        "static twin": lambda: functional.cross_entropy(twin(images), labels),
+        "static twin, torch.compile": lambda: functional.cross_entropy(compiled(images), labels),
         "bfloat16 autocast": bfloat16,
     }
     first: dict[str, float] = {}
@@ -149,6 +154,8 @@ def child_speeds(space: SearchSpace, threads: int, turns: int, batch: int = 128)
                 times[name].append(seconds * 1e3)
             else:
                 first[name] = seconds
+    for name, values in times.items():
+        print(f"{name}: {statistics.median(values):.0f} ms, first {first[name]:.1f} s")
     return {
         name: {"median_ms": statistics.median(values), "first_s": first[name], "samples": values}
         for name, values in times.items()
