@@ -5,7 +5,8 @@
 First whole training steps of the real `train`, on random images: each variant runs a few steps in a
 process of its own, the variants take turns, and the median step of all turns counts. Then forward
 and backward of the biggest child alone, in turns within one process: with torch's kernels, the
-fused ones and bfloat16, and its static twin with torch.compile, whose compile time stands beside.
+fused ones and bfloat16, and its static twin; with --compile also through torch.compile, whose
+compile time stands beside.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="a turn, the first is not counted")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too: takes minutes")
     parser.add_argument("--variant", help="measure one turn of this variant and print it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -69,7 +71,7 @@ def main() -> None:
         "torch": torch.__version__,
         "steps": step_speeds(options),
     }
-    content["biggest"] = child_speeds(space, options.threads, options.turns)
+    content["biggest"] = child_speeds(space, options)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -117,9 +119,10 @@ def turn(space: SearchSpace, change: dict[str, Any], steps: int, threads: int) -
     return [float(config.batch_size / seconds) for seconds in np.diff(times)[1:]]
 
 
-def child_speeds(space: SearchSpace, threads: int, turns: int, batch: int = 128) -> dict[str, Any]:
+def child_speeds(space: SearchSpace, options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of forward and backward of the biggest child."""
-    torch.set_num_threads(threads)
+    batch = TrainConfig().batch_size
+    torch.set_num_threads(options.threads)
     keep_freed_memory()
     network, arch = Supernet(space), space.biggest()
     images = torch.randn(batch, space.in_channels, arch.resolution, arch.resolution)
@@ -135,17 +138,20 @@ def child_speeds(space: SearchSpace, threads: int, turns: int, batch: int = 128)
             return loss(BatchExecution())
 
     twin = trainable(network.extract(arch, calibrate(network, arch, images)))
-    compiled = torch.compile(twin, dynamic=False)
     losses: dict[str, Callable[[], Tensor]] = {
         "torch kernels": lambda: loss(BatchExecution()),
         "fused kernels": lambda: loss(training_execution()),
         "static twin": lambda: functional.cross_entropy(twin(images), labels),
-        "static twin, torch.compile": lambda: functional.cross_entropy(compiled(images), labels),
         "bfloat16 autocast": bfloat16,
     }
+    if options.compile:
+        compiled = torch.compile(twin, dynamic=False)
+        losses["static twin, torch.compile"] = lambda: functional.cross_entropy(
+            compiled(images), labels
+        )
     first: dict[str, float] = {}
     times: dict[str, list[float]] = {name: [] for name in losses}
-    for _ in range(turns + 1):
+    for _ in range(options.turns + 1):
         for name, function in losses.items():
             started = time.perf_counter()
             function().backward()  # type: ignore[no-untyped-call]
