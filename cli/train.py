@@ -16,12 +16,18 @@ __all__ = ["train"]
 @click.command(
     epilog=examples(
         "bignas train cifar --data digits --out digits.safetensors",
-        "bignas train cifar --data cifar10 --out cifar10.safetensors --epochs 60",
+        "bignas train cifar --data cifar10 --out cifar10.safetensors --recipe cifar10",
+        "torchrun --nproc-per-node 2 --no-python bignas train cifar --data DATA --out CKPT",
     )
 )
 @space_argument
 @data_option
 @out_option("CKPT", "The checkpoint file; training resumes when it exists.")
+@click.option(
+    "--recipe",
+    metavar="FILE",
+    help="Training options by name (cifar10) or from a TOML file; options given here go first.",
+)
 @click.option("--epochs", type=int, help="Passes over the training images.")
 @click.option("--batch-size", type=int, help="Images a step.")
 @click.option("--learning-rate", type=float, help="After the warm-up.")
@@ -41,6 +47,7 @@ def train(
     space: str,
     data_name: str,
     out: Path,
+    recipe: str | None,
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
@@ -53,11 +60,14 @@ def train(
 ) -> None:
     """Train a supernet once; all its children work as they are.
 
-    A run that was stopped goes on when the same command is given again.
+    A run that was stopped goes on when the same command is given again. Under torchrun its
+    processes share each batch.
     """
     from bignas.cli.inputs import require_file_place
     from bignas.supernet.data import load_data
+    from bignas.supernet.distributed import is_first_worker
     from bignas.supernet.recipe import TrainConfig
+    from bignas.supernet.recipes import load_recipe
     from bignas.supernet.spaces import load_space
     from bignas.supernet.train import train as train_supernet
 
@@ -73,9 +83,13 @@ def train(
         "threads": threads,
         "seed": seed,
     }
-    config = TrainConfig.from_dict({key: one for key, one in given.items() if one is not None})
+    options = {key: one for key, one in given.items() if one is not None}
+    config = TrainConfig.from_dict((load_recipe(recipe) if recipe else {}) | options)
     require_file_place(out)
     data = load_data(data_name)
+    if not is_first_worker():
+        train_supernet(search_space, data, out, config)
+        return
     with Bars() as bars:
         checkpoint = train_supernet(
             search_space, data, out, config, lambda progress: bars(train_step(progress))

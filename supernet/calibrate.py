@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bignas.device_db.errors import DataError
-from bignas.supernet.layers import EPSILON, BatchNormStatistics
+from bignas.supernet.layers import EPSILON, BatchNormStatistics, Execution
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import Architecture
 
@@ -34,13 +34,14 @@ def calibrate(
     return recorder.statistics()
 
 
-class _Recorder:
-    """A `Normalize` that normalises by the batch and adds up what it saw."""
+class _Recorder(Execution):
+    """Normalises by the batch and adds up what it saw."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[int, Tensor, Tensor]] = {}
 
-    def __call__(self, name: str, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def normalize(self, name: str, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Normalise by the moments of x, and remember them."""
         count = x.numel() // x.shape[1]
         if count < 2:
             raise DataError("calibration needs more images: a variance of one value is none")

@@ -3,8 +3,8 @@
 Decisions
 - A unit is told which `Layer` it is to be and keeps no state of it. Smaller children use the first
   channels (`weight[:out, :in]`) and the centre of the kernel; nothing is masked.
-- There are no running statistics. How a batch norm normalises is passed in as a `Normalize`
-  function: by the batch in training, by given statistics after calibration.
+- There are no running statistics. How a layer is computed is passed in as an `Execution`: with the
+  statistics of the batch in training, with given ones after calibration.
 - Convolution, batch norm, residual sum and activation are one unit, because they are one kernel in
   the binary.
 
@@ -13,6 +13,7 @@ ICLR 2019.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -26,21 +27,19 @@ from bignas.supernet.space import Layer
 
 __all__ = [
     "EPSILON",
+    "BatchExecution",
     "BatchNormStatistics",
     "ElasticLinear",
     "ElasticUnit",
-    "Normalize",
-    "batch_normalize",
-    "fixed_normalize",
+    "Execution",
+    "FixedExecution",
+    "activate",
 ]
 
 EPSILON = 1e-5  # of every batch norm, in the supernet and in its children
 
 BatchNormStatistics = Mapping[str, tuple[Tensor, Tensor]]
 """Mean and variance, each [channels], by the name of the layer they normalise."""
-
-Normalize = Callable[[str, Tensor, Tensor, Tensor], Tensor]
-"""(layer name, input [N, C, H, W], scale [C], shift [C]) -> normalised input."""
 
 _FUNCTIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = MappingProxyType(
     {
@@ -54,25 +53,56 @@ _FUNCTIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = MappingProxyType(
 )
 
 
-def batch_normalize(name: str, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Normalise by the statistics of the batch, as in training. A `Normalize`."""
-    del name
-    return functional.batch_norm(x, None, None, scale, shift, training=True, eps=EPSILON)
+class Execution(ABC):
+    """How the layers of a network are computed."""
+
+    def convolve(self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve x [N, in, H, W] as `layer` with weight [out, in or 1, k, k]."""
+        groups = layer.in_channels if layer.operator is Operator.DEPTHWISE else 1
+        return functional.conv2d(x, weight, bias, layer.stride, layer.padding, groups=groups)
+
+    def finish(
+        self, layer: Layer, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        """Normalise y [N, C, H, W], scale and shift it [C], add the residual, activate."""
+        return activate(layer, self.normalize(layer.name, y, scale, shift), residual)
+
+    @abstractmethod
+    def normalize(self, name: str, y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """The batch norm of layer `name`."""
 
 
-def fixed_normalize(statistics: BatchNormStatistics) -> Normalize:
-    """A `Normalize` that uses given statistics.
+class BatchExecution(Execution):
+    """Batch norms use the statistics of the batch, as in training."""
+
+    def normalize(self, name: str, y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Normalise by the moments of y."""
+        del name
+        return functional.batch_norm(y, None, None, scale, shift, training=True, eps=EPSILON)
+
+
+class FixedExecution(Execution):
+    """Batch norms use given statistics.
 
     It raises ArchitectureError when they were calibrated for another architecture.
     """
 
-    def normalize(name: str, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        if name not in statistics or len(statistics[name][0]) != x.shape[1]:
-            raise ArchitectureError(f"the statistics of {name} are those of another architecture")
-        mean, variance = statistics[name]
-        return functional.batch_norm(x, mean, variance, scale, shift, training=False, eps=EPSILON)
+    def __init__(self, statistics: BatchNormStatistics) -> None:
+        self._statistics = statistics
 
-    return normalize
+    def normalize(self, name: str, y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """Normalise by the given mean and variance."""
+        if name not in self._statistics or len(self._statistics[name][0]) != y.shape[1]:
+            raise ArchitectureError(f"the statistics of {name} are those of another architecture")
+        mean, variance = self._statistics[name]
+        return functional.batch_norm(y, mean, variance, scale, shift, training=False, eps=EPSILON)
+
+
+def activate(layer: Layer, y: Tensor, residual: Tensor | None) -> Tensor:
+    """The activation of `layer` of y plus the residual."""
+    if residual is not None:
+        y = y + residual
+    return y if layer.activation is Activation.NONE else _FUNCTIONS[layer.activation](y)
 
 
 class ElasticUnit(nn.Module):
@@ -116,24 +146,15 @@ class ElasticUnit(nn.Module):
         }
 
     def forward(
-        self, x: Tensor, layer: Layer, normalize: Normalize, residual: Tensor | None = None
+        self, x: Tensor, layer: Layer, execution: Execution, residual: Tensor | None = None
     ) -> Tensor:
         """Apply the unit as `layer` to x [N, in, H, W]."""
         bias = self.bias[: layer.out_channels]
-        groups = layer.in_channels if layer.operator is Operator.DEPTHWISE else 1
-        y = functional.conv2d(
-            x,
-            self.kernel_for(layer),
-            bias if self.scale is None else None,
-            stride=layer.stride,
-            padding=layer.padding,
-            groups=groups,
-        )
-        if self.scale is not None:
-            y = normalize(layer.name, y, self.scale[: layer.out_channels], bias)
-        if residual is not None:
-            y = y + residual
-        return y if layer.activation is Activation.NONE else _FUNCTIONS[layer.activation](y)
+        if self.scale is None:
+            y = execution.convolve(layer, x, self.kernel_for(layer), bias)
+            return activate(layer, y, residual)
+        y = execution.convolve(layer, x, self.kernel_for(layer), None)
+        return execution.finish(layer, y, self.scale[: layer.out_channels], bias, residual)
 
 
 class ElasticLinear(nn.Module):

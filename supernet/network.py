@@ -16,12 +16,12 @@ from torch.nn import functional
 from bignas.device_db.errors import ArchitectureError
 from bignas.supernet.child import Child, ConvUnit
 from bignas.supernet.layers import (
+    BatchExecution,
     BatchNormStatistics,
     ElasticLinear,
     ElasticUnit,
-    Normalize,
-    batch_normalize,
-    fixed_normalize,
+    Execution,
+    FixedExecution,
 )
 from bignas.supernet.space import Architecture, Layer, SearchSpace, squeeze_channels
 
@@ -53,19 +53,19 @@ class ElasticBlock(nn.Module):
         self.project = _pointwise(options.channels[-1], hidden)
         self.has_shortcut = space.has_shortcut(stage, block)
 
-    def forward(self, x: Tensor, layers: Mapping[str, Layer], normalize: Normalize) -> Tensor:
+    def forward(self, x: Tensor, layers: Mapping[str, Layer], execution: Execution) -> Tensor:
         """Apply the block to x [N, in, H, W]; `layers` by name say which slice of it."""
         y = x
         expand = layers.get(f"{self.name}.expand")
         if expand is not None and self.expand is not None:
-            y = self.expand(y, expand, normalize)
-        y = self.depthwise(y, layers[f"{self.name}.depthwise"], normalize)
+            y = self.expand(y, expand, execution)
+        y = self.depthwise(y, layers[f"{self.name}.depthwise"], execution)
         if self.squeeze_reduce is not None and self.squeeze_gate is not None:
             gate = functional.adaptive_avg_pool2d(y, 1)
-            gate = self.squeeze_reduce(gate, layers[f"{self.name}.squeeze_reduce"], normalize)
-            y = y * self.squeeze_gate(gate, layers[f"{self.name}.squeeze_gate"], normalize)
+            gate = self.squeeze_reduce(gate, layers[f"{self.name}.squeeze_reduce"], execution)
+            y = y * self.squeeze_gate(gate, layers[f"{self.name}.squeeze_gate"], execution)
         residual = x if self.has_shortcut else None
-        projected: Tensor = self.project(y, layers[f"{self.name}.project"], normalize, residual)
+        projected: Tensor = self.project(y, layers[f"{self.name}.project"], execution, residual)
         return projected
 
 
@@ -102,10 +102,10 @@ class Supernet(nn.Module):
         ArchitectureError when the images have another size than `arch` takes, or the statistics are
         those of another architecture.
         """
-        normalize = batch_normalize if statistics is None else fixed_normalize(statistics)
-        return self.classify(self.features(images, arch, normalize))
+        execution = BatchExecution() if statistics is None else FixedExecution(statistics)
+        return self.classify(self.features(images, arch, execution))
 
-    def features(self, images: Tensor, arch: Architecture, normalize: Normalize) -> Tensor:
+    def features(self, images: Tensor, arch: Architecture, execution: Execution) -> Tensor:
         """Pooled features [N, head channels], the input of `classify`."""
         if tuple(images.shape[2:]) != (arch.resolution, arch.resolution):
             raise ArchitectureError(
@@ -114,12 +114,12 @@ class Supernet(nn.Module):
             )
         layers = {layer.name: layer for layer in self.space.layers(arch)}
         x = images.contiguous(memory_format=torch.channels_last)
-        x = self.stem(x, layers["stem"], normalize)
+        x = self.stem(x, layers["stem"], execution)
         for blocks, choice in zip(self.stages, arch.stages, strict=True):
             assert isinstance(blocks, nn.ModuleList)
             for block in blocks[: choice.depth]:
-                x = block(x, layers, normalize)
-        x = self.head(x, layers["head"], normalize)
+                x = block(x, layers, execution)
+        x = self.head(x, layers["head"], execution)
         return functional.adaptive_avg_pool2d(x, 1).flatten(1)
 
     def classify(self, features: Tensor) -> Tensor:

@@ -58,7 +58,17 @@ class Purpose(IntEnum):
 
 
 # These say how training runs, not what it computes: they may change when training resumes.
-_OPERATIONAL = frozenset({"threads", "save_every_steps", "save_every_seconds", "log_every_steps"})
+_OPERATIONAL = frozenset(
+    {
+        "keep_memory",
+        "threads",
+        "save_every_steps",
+        "save_every_seconds",
+        "log_every_steps",
+        "evaluate_every_epochs",
+        "evaluate_images",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -81,16 +91,22 @@ class TrainConfig:
     sandwich: bool = True  # biggest, smallest and random children; else random children only
     random_children: int = 2  # a step; without the sandwich two more, for equal work
     distillation: bool = True  # all but the biggest learn from its outputs
+    label_weight: float = 0.0  # share of the labels in the losses of those that distil (BigNAS: 0)
     label_epochs: float = 1.0  # but from the labels in so many first epochs (BigNAS: 0)
+    average_decay: float = 0.0  # deliver a running average of the weights (BigNAS: 0, none)
     zero_gamma: bool = True  # blocks with a shortcut start silent
     mirror: bool = True  # random mirror images, where the data allow
     crop_margin: float = 0.125  # random crops from images padded by this share of their side
     max_train_images: int | None = None  # train on a random subset of this size
     seed: int = 0
+    fused: bool = True  # compiled training kernels where they apply, else torch's
+    keep_memory: bool = True  # do not return freed memory to the system while training
     threads: int | None = None  # None: as many as there are processors
     save_every_steps: int = 500
     save_every_seconds: float = 60.0
     log_every_steps: int = 20
+    evaluate_every_epochs: float = 1.0  # smallest, middle and biggest child; 0: never
+    evaluate_images: int = 2000  # so many of the validation images
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", _member(Schedule, "schedule", self.schedule))
@@ -115,11 +131,13 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "TrainConfig":
-        """Read the JSON form; InputError names a key that is unknown."""
-        known = {item.name for item in dataclasses.fields(cls)}
-        for key in data:
+        """Read the JSON form; InputError names a key that is unknown or of another type."""
+        known = dataclasses.asdict(cls())
+        for key, value in data.items():
             if key not in known:
                 raise InputError(f"unknown training option {key!r}")
+            if not _is_of_kind(value, known[key]):
+                raise InputError(f"training option {key} cannot be {value!r}")
         return cls(**data)
 
 
@@ -130,7 +148,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("warmup_epochs", 0, 1_000_000),
     ("final_rate", 1e-6, 1),
     ("hold_epochs", 0, 1_000_000),
+    ("label_weight", 0, 1),
     ("label_epochs", 0, 1_000_000),
+    ("average_decay", 0, 0.999999),
     ("momentum", 1e-9, 0.9999),
     ("weight_decay", 0, 1),
     ("label_smoothing", 0, 0.9),
@@ -144,6 +164,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("save_every_steps", 1, 10**9),
     ("save_every_seconds", 0, 1e9),
     ("log_every_steps", 1, 10**9),
+    ("evaluate_every_epochs", 0, 1_000_000),
+    ("evaluate_images", 1, 10**9),
 )
 
 
@@ -206,6 +228,17 @@ def draw_architectures(config: TrainConfig, space: SearchSpace, step: int) -> li
         return [space.sample(rng) for _ in range(config.random_children + 2)]
     drawn = [space.sample(rng) for _ in range(config.random_children)]
     return [space.biggest(), space.smallest(), *drawn]
+
+
+def _is_of_kind(value: object, default: object) -> bool:
+    """Whether an option may have this value; those without a default are integers."""
+    if default is None:
+        return value is None or (isinstance(value, int) and not isinstance(value, bool))
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, str):
+        return isinstance(value, str)
+    return type(value) is type(default)
 
 
 def _member(kind: type[StrEnum], name: str, value: str) -> StrEnum:

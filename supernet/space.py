@@ -244,6 +244,10 @@ class SearchSpace:
         """The architecture with the first option of every dimension."""
         return self._architecture([options[0] for _, options in self._axes])
 
+    def middle(self) -> Architecture:
+        """The architecture with the middle option of every dimension, of two the smaller one."""
+        return self._architecture([options[(len(options) - 1) // 2] for _, options in self._axes])
+
     def biggest(self) -> Architecture:
         """The architecture with the last option of every dimension."""
         return self._architecture([options[-1] for _, options in self._axes])

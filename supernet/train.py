@@ -9,7 +9,7 @@ Files, for `--out CKPT`
 - CKPT: the weights, the deliverable.
 - CKPT.state: weights and momentum at some step, all that resuming needs. It is written first; a
   crash between the two leaves CKPT one save behind, and the next run brings it up to date.
-- CKPT.metrics.jsonl: one JSON object a line; lines after the step that is resumed from are dropped.
+- CKPT.metrics.jsonl, CKPT.tensorboard/: losses, rates and accuracies, see `monitor.py`.
 
 A run that was killed and started again computes the weights of an uninterrupted run, to the bit, on
 the same machine with the same number of threads.
@@ -18,14 +18,13 @@ Source: Yu et al., "BigNAS: Scaling Up Neural Architecture Search with Big Singl
 ECCV 2020.
 """
 
-import json
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -36,8 +35,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bignas.device_db.errors import CheckpointError, DataError, OutputError, TrainingError
-from bignas.device_db.files import require_writable, write_atomically
+from bignas.device_db.errors import CheckpointError, DataError
+from bignas.device_db.files import require_writable
 from bignas.supernet.checkpoint import (
     Checkpoint,
     read_checkpoint,
@@ -45,8 +44,11 @@ from bignas.supernet.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
-from bignas.supernet.data import ImageData, Split, preprocess
-from bignas.supernet.layers import batch_normalize
+from bignas.supernet.data import ImageData, Split, SplitName, preprocess
+from bignas.supernet.distributed import ALONE, Workers, workers
+from bignas.supernet.evaluate import evaluate_architectures
+from bignas.supernet.fused import keep_freed_memory, training_execution
+from bignas.supernet.monitor import DivergenceDetector, MetricsLog
 from bignas.supernet.network import Supernet
 from bignas.supernet.recipe import (
     Purpose,
@@ -65,11 +67,16 @@ __all__ = ["Regularize", "Schedule", "TrainConfig", "TrainProgress", "train"]
 _STATE_KIND = "training state"
 _WEIGHTS = "weights."
 _MOMENTUM = "momentum."
+_AVERAGE = "average."
 
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """Where training stands after a step. `loss` is that of the first (biggest) child."""
+    """Where training stands after a step.
+
+    `loss` is that of the first (biggest) child, `top1` the last known validation accuracy of the
+    smallest, a middle and the biggest child.
+    """
 
     step: int
     total_steps: int
@@ -77,6 +84,7 @@ class TrainProgress:
     loss: float
     images_per_second: float
     eta_seconds: float
+    top1: Mapping[str, float]
 
 
 def train(
@@ -98,35 +106,49 @@ def train(
     """
     config = TrainConfig() if config is None else config
     require_writable(out)
-    run = _Run(space.with_classes(len(data.classes)), data, out, config)
-    with _threads(config.threads), _deferred_interrupt() as interrupt:
+    if config.keep_memory:
+        keep_freed_memory()
+    with (
+        workers() as group,
+        closing(_Run(space.with_classes(len(data.classes)), data, out, config, group)) as run,
+        _threads(config.threads),
+        _deferred_interrupt() as interrupt,
+    ):
         run.restore()
         try:
             while run.step < run.total_steps:
                 run.advance()
                 if progress is not None:
                     progress(run.progress())
-                if interrupt.is_set():
+                if group.any(interrupt.is_set()):
                     break
         except KeyboardInterrupt:
             run.save()
             raise
-        if interrupt.is_set():
+        if run.step < run.total_steps or interrupt.is_set():
             run.save()
             raise KeyboardInterrupt
-    return run.checkpoint()
+        return run.checkpoint()
 
 
 class _Run:
     """One training run: network, optimizer, step and files."""
 
-    def __init__(self, space: SearchSpace, data: ImageData, out: Path, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        data: ImageData,
+        out: Path,
+        config: TrainConfig,
+        group: Workers = ALONE,
+    ) -> None:
+        group.check_batch(config.batch_size)
+        self._group = group
         self._space = space
         self._data = data
         self._config = config
         self._out = out
         self._state_path = out.with_name(f"{out.name}.state")
-        self._metrics_path = out.with_name(f"{out.name}.metrics.jsonl")
         self._train = _subset(data.train, config)
         self._steps_per_epoch = len(self._train) // config.batch_size
         if self._steps_per_epoch == 0:
@@ -137,9 +159,14 @@ class _Run:
         self.total_steps = config.epochs * self._steps_per_epoch
         self.step = 0
         self._network = Supernet(space, seed=config.seed, zero_gamma=config.zero_gamma)
-        self._network.train()
+        self._network.to(group.device).train()
+        self._execution = group.execution(training_execution(fused=config.fused))
         self._optimizer = _optimizer(self._network, config)
+        self._average = [p.detach().clone() for p in self._averaged()]
+        self._divergence = DivergenceDetector(space.classes)
+        self._metrics: MetricsLog | None = None
         self._losses: list[float] = []
+        self._top1: Mapping[str, float] = {}
         self._first_step = 0
         self._busy_seconds = 0.0
         self._saved_at = time.monotonic()
@@ -155,15 +182,17 @@ class _Run:
         self._optimizer.zero_grad(set_to_none=False)
         self._losses = self._backward()
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._config.gradient_clip)
-        self._require_finite([*self._losses, float(norm)])
+        self._divergence.check(self.step + 1, self._losses, float(norm), self._config.learning_rate)
         self._torn = True
         self._optimizer.step()
         self.step += 1
+        self._update_average()
         self._torn = False
         self._busy_seconds += time.perf_counter() - started
         last = self.step == self.total_steps
-        if last or self.step % self._config.log_every_steps == 0:
-            self._log(rate, float(norm))
+        evaluating = self._is_evaluation_due(last)
+        if last or evaluating or self.step % self._config.log_every_steps == 0:
+            self._log(rate, float(norm), evaluating)
         overdue = time.monotonic() - self._saved_at >= self._config.save_every_seconds
         if last or overdue or self.step % self._config.save_every_steps == 0:
             self.save()
@@ -180,13 +209,14 @@ class _Run:
             self._losses[0] if self._losses else math.nan,
             speed,
             left / speed if speed else math.inf,
+            self._top1,
         )
 
     def checkpoint(self) -> Checkpoint:
         """The weights as they are now."""
         return Checkpoint(
             self._space,
-            {name: value.detach().clone() for name, value in self._network.state_dict().items()},
+            self._delivered(),
             self._data.mean,
             self._data.std,
             self._data.classes,
@@ -197,16 +227,24 @@ class _Run:
             self._config.to_dict(),
         )
 
+    def close(self) -> None:
+        """Release files."""
+        if self._metrics is not None:
+            self._metrics.close()
+
     def save(self) -> None:
-        """Write the state, then the checkpoint; not from the middle of an optimizer step."""
-        if self._torn or self.step in (0, self._saved_step):
+        """Write the state, then the checkpoint; not from the middle of an optimizer step.
+
+        Of several workers the first one writes.
+        """
+        if self._torn or self.step in (0, self._saved_step) or not self._group.is_first:
             return
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, parameter in self._network.named_parameters():
             tensors[_WEIGHTS + name] = parameter
-            momentum = self._optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                tensors[_MOMENTUM + name] = momentum
+            tensors[_MOMENTUM + name] = self._optimizer.state[parameter]["momentum_buffer"]
+        if self._average:
+            tensors |= {_AVERAGE + name: value for name, value in self._delivered().items()}
         description = {"step": self.step, **self._identity()}
         write_tensors(self._state_path, _STATE_KIND, tensors, description)
         save_checkpoint(self._out, self.checkpoint())
@@ -214,7 +252,18 @@ class _Run:
         self._saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Continue from the files of an earlier run, if there are any."""
+        """Continue from the files of an earlier run, if there are any; the first worker reads."""
+        if self._group.is_first:
+            self._read()
+        (self.step,) = map(int, self._group.sum_of([self.step]))
+        momenta = [state["momentum_buffer"] for state in self._optimizer.state.values()]
+        self._group.copy_from_first([*self._network.parameters(), *momenta, *self._average])
+        self._first_step = self.step
+        self._saved_step = self.step
+        if self._group.is_first:
+            self._metrics = MetricsLog(self._out, self.step)
+
+    def _read(self) -> None:
         written = self._earlier_checkpoint()
         if self._state_path.exists():
             tensors, description = read_tensors(self._state_path, _STATE_KIND)
@@ -229,10 +278,8 @@ class _Run:
                     " training cannot resume, choose another file"
                 )
             self._network.load_state_dict(written.network().state_dict())
+            self._average = [p.detach().clone() for p in self._averaged()]
             self.step = written.step
-        self._first_step = self.step
-        self._saved_step = self.step
-        self._drop_metrics_after(self.step)
 
     @property
     def _epoch(self) -> int:
@@ -240,9 +287,10 @@ class _Run:
 
     def _backward(self) -> list[float]:
         """Add up the gradients of all children of this step; return their losses."""
-        config = self._config
+        config, group = self._config, self._group
         images, labels = draw_batch(config, self._train, self.step, self._data.mirrorable)
-        targets = torch.from_numpy(labels)
+        images = images[group.share]
+        targets = torch.from_numpy(labels[group.share]).to(group.device)
         inputs: dict[int, Tensor] = {}
         teacher: Tensor | None = None
         beginning = self.step < config.label_epochs * self._steps_per_epoch
@@ -251,7 +299,7 @@ class _Run:
             if arch.resolution not in inputs:
                 inputs[arch.resolution] = preprocess(
                     images, arch.resolution, self._data.mean, self._data.std
-                )
+                ).to(group.device)
             biggest = config.sandwich and index == 0
             regularized = biggest or config.regularize is Regularize.ALL
             logits = self._logits(inputs[arch.resolution], arch, index, regularized)
@@ -260,27 +308,69 @@ class _Run:
                 loss = functional.cross_entropy(logits, targets, label_smoothing=smoothing)
             else:
                 loss = -(teacher * logits.log_softmax(1)).sum(1).mean()
+                if config.label_weight > 0.0:
+                    loss = torch.lerp(
+                        loss, functional.cross_entropy(logits, targets), config.label_weight
+                    )
+            loss = loss / group.count
             loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.item())
+            losses.append(loss.detach())
             if biggest and config.distillation and not beginning:
                 teacher = logits.detach().softmax(1)
-        return losses
+        group.sum_in_place([one for p in self._network.parameters() if (one := p.grad) is not None])
+        return group.sum_of([loss.item() for loss in losses])
 
     def _logits(self, images: Tensor, arch: Architecture, index: int, regularized: bool) -> Tensor:
-        features = self._network.features(images, arch, batch_normalize)
+        device = self._group.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
+            features = self._network.features(images, arch, self._execution).float()
         rate = self._config.dropout
         if regularized and rate > 0.0:
             rng = generator(self._config, Purpose.DROPOUT, self.step * 1000 + index)
-            keep = torch.from_numpy(rng.random(features.shape, dtype=np.float32) >= rate)
-            features = features * keep / (1.0 - rate)
+            shape = (self._config.batch_size, features.shape[1])
+            keep = (rng.random(shape, dtype=np.float32) >= rate)[self._group.share]
+            features = features * torch.from_numpy(keep).to(device) / (1.0 - rate)
         return self._network.classify(features)
 
-    def _require_finite(self, values: list[float]) -> None:
-        if not all(map(math.isfinite, values)):
-            raise TrainingError(
-                f"the loss is not finite at step {self.step + 1}: lower the learning rate"
-                f" ({self._config.learning_rate:g}); what was saved before stays as it was"
-            )
+    def _averaged(self) -> list[Tensor]:
+        return list(self._network.parameters()) if self._config.average_decay > 0.0 else []
+
+    def _update_average(self) -> None:
+        """Move the average towards the weights; at first quickly, as those still change much."""
+        parameters = self._averaged()
+        if parameters:
+            decay = min(self._config.average_decay, self.step / (self.step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(self._average, parameters, 1.0 - decay)
+
+    def _delivered(self) -> dict[str, Tensor]:
+        """A copy of the weights that count: the average, where there is one."""
+        names = [name for name, _ in self._network.named_parameters()]
+        values = self._average or [*self._network.parameters()]
+        return {name: value.detach().clone() for name, value in zip(names, values, strict=True)}
+
+    def _is_evaluation_due(self, last: bool) -> bool:
+        every = round(self._config.evaluate_every_epochs * self._steps_per_epoch)
+        return every > 0 and (last or self.step % every == 0)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Validation accuracy of three children as they would be delivered now."""
+        network = Supernet(self._space)
+        network.load_state_dict(self._delivered())
+        archs = {
+            "smallest": self._space.smallest(),
+            "middle": self._space.middle(),
+            "biggest": self._space.biggest(),
+        }
+        mine = list(archs)[self._group.share]
+        evaluations = evaluate_architectures(
+            network, [archs[name] for name in mine], self._data, SplitName.VALIDATION,
+            self._config.evaluate_images,
+        )  # fmt: skip
+        found = {name: one.top1 for name, one in zip(mine, evaluations, strict=True)}
+        return dict(
+            zip(archs, self._group.sum_of([found.get(name, 0.0) for name in archs]), strict=True)
+        )
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -320,25 +410,29 @@ class _Run:
 
     def _load(self, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
         step = description.get("step")
-        parameters = dict(self._network.named_parameters())
-        expected = {prefix + name for name in parameters for prefix in (_WEIGHTS, _MOMENTUM)}
+        names = [name for name, _ in self._network.named_parameters()]
+        prefixes = (_WEIGHTS, _MOMENTUM, _AVERAGE) if self._average else (_WEIGHTS, _MOMENTUM)
         if not isinstance(step, int) or not 0 < step <= self.total_steps:
             raise CheckpointError(f"{self._state_path} has a malformed step")
-        if tensors.keys() != expected:
+        if tensors.keys() != {prefix + name for name in names for prefix in prefixes}:
             raise CheckpointError(f"{self._state_path} does not hold the weights of its space")
+        parameters = dict(self._network.named_parameters())
+        momenta = {n: self._optimizer.state[p]["momentum_buffer"] for n, p in parameters.items()}
+        targets: dict[str, Mapping[str, Tensor]] = {_WEIGHTS: parameters, _MOMENTUM: momenta}
+        if self._average:
+            targets[_AVERAGE] = dict(zip(names, self._average, strict=True))
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                weight, momentum = tensors[_WEIGHTS + name], tensors[_MOMENTUM + name]
-                if not weight.shape == momentum.shape == parameter.shape:
-                    raise CheckpointError(f"{self._state_path}: {name} has another shape")
-                parameter.copy_(weight)
-                buffer = torch.empty_like(parameter)  # in the memory format of the parameter
-                self._optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(momentum)
+            for prefix, kind in targets.items():
+                for name, target in kind.items():
+                    value = tensors[prefix + name]
+                    if value.shape != target.shape:
+                        raise CheckpointError(f"{self._state_path}: {name} has another shape")
+                    target.copy_(value)
         self.step = step
 
-    def _log(self, rate: float, norm: float) -> None:
+    def _log(self, rate: float, norm: float, evaluating: bool) -> None:
         progress = self.progress()
-        line = {
+        line: dict[str, Any] = {
             "step": self.step,
             "epoch": progress.epoch,
             "losses": self._losses,
@@ -346,26 +440,10 @@ class _Run:
             "gradient_norm": norm,
             "images_per_second": progress.images_per_second,
         }
-        try:
-            self._metrics_path.parent.mkdir(parents=True, exist_ok=True)
-            with self._metrics_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise OutputError(f"cannot write {self._metrics_path}: {error.strerror}") from None
-
-    def _drop_metrics_after(self, step: int) -> None:
-        """Forget what will be logged again; a line that a crash cut short goes with it."""
-        if not self._metrics_path.exists():
-            return
-        kept = []
-        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
-            try:
-                logged = json.loads(line)["step"]
-            except (ValueError, KeyError, TypeError):
-                continue
-            if logged <= step:
-                kept.append(line + "\n")
-        write_atomically(self._metrics_path, "".join(kept).encode())
+        if evaluating:
+            self._top1 = line["top1"] = self._evaluate()
+        if self._metrics is not None:
+            self._metrics.append(line)
 
 
 def _subset(train: Split, config: TrainConfig) -> Split:
@@ -383,18 +461,21 @@ def _optimizer(network: Supernet, config: TrainConfig) -> torch.optim.SGD:
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    for parameter in network.parameters():  # children that are never drawn must not matter
-        parameter.grad = torch.zeros_like(parameter)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, nesterov=True, foreach=True
     )
+    for parameter in network.parameters():  # children that are never drawn must not matter
+        parameter.grad = torch.zeros_like(parameter)
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 @contextmanager
 def _threads(threads: int | None) -> Iterator[None]:
     """Use so many threads, and as many as before afterwards."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun, on this machine
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // processes))
     try:
         yield
     finally:

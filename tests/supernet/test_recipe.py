@@ -1,6 +1,7 @@
 """What a training step consists of, as functions of configuration and step."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from bignas.supernet.recipe import (
     draw_batch,
     learning_rate,
 )
+from bignas.supernet.recipes import built_in_recipes, load_recipe
 from bignas.supernet.space import SearchSpace
 
 
@@ -112,3 +114,33 @@ def test_configuration_forms() -> None:
     assert dataclasses.replace(config, seed=1).identity() != config.identity()
     with pytest.raises(InputError, match="speed"):
         TrainConfig.from_dict({"speed": 3})
+
+
+@pytest.mark.parametrize("name", built_in_recipes())
+def test_built_in_recipes(name: str) -> None:
+    assert TrainConfig(**load_recipe(name)) != TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("speed = 3", "unknown training option 'speed'"),
+        ("epochs = 'many'", "epochs cannot be 'many'"),
+        ("sandwich = 1", "sandwich cannot be 1"),
+        ("batch_size = 1", "batch_size must lie between"),
+        ("schedule = 'linear'", "schedule must be one of"),
+        ("epochs", "not valid TOML"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=words) as caught:
+        load_recipe(str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe() -> None:
+    with pytest.raises(InputError, match="no recipe 'nowhere': give a built-in name"):
+        load_recipe("nowhere")

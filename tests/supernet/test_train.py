@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bignas.device_db.errors import CheckpointError, DataError, OutputError, TrainingError
 from bignas.device_db.records import Activation
 from bignas.supernet.checkpoint import Checkpoint, load_checkpoint
 from bignas.supernet.data import ImageData, load_data, preprocess
 from bignas.supernet.evaluate import evaluate_architectures
+from bignas.supernet.monitor import DivergenceDetector
 from bignas.supernet.network import Supernet
 from bignas.supernet.recipe import draw_architectures, draw_batch, learning_rate
 from bignas.supernet.space import SearchSpace, StageSpace
@@ -58,11 +61,13 @@ def state_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.state")
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "change", [{}, {"dropout": 0.3}, {"average_decay": 0.9}, {"label_weight": 0.5}]
+)
 def test_an_interrupted_run_ends_in_the_same_weights(
-    tiny_space: SearchSpace, toy_data: ImageData, tmp_path: Path, dropout: float
+    tiny_space: SearchSpace, toy_data: ImageData, tmp_path: Path, change: dict[str, float]
 ) -> None:
-    config = dataclasses.replace(SHORT, dropout=dropout)
+    config = dataclasses.replace(SHORT, **change)  # type: ignore[arg-type]
     whole = train(tiny_space, toy_data, tmp_path / "whole", config)
 
     def stop_twice(progress: TrainProgress) -> None:
@@ -243,6 +248,63 @@ def test_divergence_is_an_error_and_keeps_what_was_saved(
     assert load_checkpoint(out)[1].step == 3
 
 
+def test_a_loss_that_stays_above_guessing_is_divergence() -> None:
+    detector = DivergenceDetector(classes=10)
+    for step in range(100):  # a short rise is none
+        detector.check(step, [9.0 if step < 20 else 2.0, 2.0], 1.0, 0.1)
+    for step in range(100, 149):
+        detector.check(step, [6.0, 2.0], 1.0, 0.1)
+    with pytest.raises(TrainingError, match="diverged at step 149"):
+        detector.check(149, [6.0, 2.0], 1.0, 0.1)
+    with pytest.raises(TrainingError, match="not finite at step 7"):
+        detector.check(7, [2.0, 2.0], math.inf, 0.1)
+
+
+def test_the_average_lags_behind_the_weights(
+    tiny_space: SearchSpace, toy_data: ImageData, tmp_path: Path
+) -> None:
+    """The delivered average equals the recursion over the weights of each step."""
+    config = dataclasses.replace(SHORT, epochs=2, average_decay=0.5, label_epochs=2)
+    run = _Run(tiny_space.with_classes(3), toy_data, tmp_path / "net", config)
+    name, weights = next(iter(run._network.named_parameters()))
+    expected = weights.detach().clone()
+    while run.step < run.total_steps:
+        run.advance()
+        decay = min(0.5, run.step / (run.step + 10))
+        expected = decay * expected + (1 - decay) * weights.detach()
+    delivered = run.checkpoint().weights[name]
+    assert torch.allclose(delivered, expected, atol=1e-6)
+    assert not torch.allclose(delivered, weights)
+
+
+def test_metrics_for_tensorboard_and_progress(
+    tiny_space: SearchSpace, toy_data: ImageData, out: Path
+) -> None:
+    """Three children are evaluated every epoch; the events repeat the lines, once each."""
+    seen: list[TrainProgress] = []
+
+    def stop(progress: TrainProgress) -> None:
+        if progress.step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_space, toy_data, out, SHORT, stop)
+    train(tiny_space, toy_data, out, SHORT, seen.append)
+    lines = [json.loads(line) for line in metrics_of(out).read_text().splitlines()]
+    evaluated = [line for line in lines if "top1" in line]
+    assert [line["step"] for line in evaluated] == [4, 8, 12]
+    assert evaluated[-1]["top1"].keys() == {"smallest", "middle", "biggest"}
+    assert seen[-1].top1 == evaluated[-1]["top1"]
+    events = EventAccumulator(str(out.with_name(f"{out.name}.tensorboard"))).Reload()
+    for tag, values in {
+        "top1/biggest": [(line["step"], line["top1"]["biggest"]) for line in evaluated],
+        "losses/1": [(line["step"], line["losses"][1]) for line in lines],
+    }.items():
+        found = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert [step for step, _ in found] == [step for step, _ in values]
+        assert [value for _, value in found] == pytest.approx([value for _, value in values])
+
+
 def test_too_few_images_and_no_place(
     tiny_space: SearchSpace, toy_data: ImageData, out: Path
 ) -> None:
@@ -266,6 +328,8 @@ def test_too_few_images_and_no_place(
         TrainConfig(sandwich=False, distillation=False, regularize=Regularize.ALL),
         TrainConfig(random_children=0),
         TrainConfig(label_epochs=0),
+        TrainConfig(label_epochs=0, label_weight=0.5),
+        TrainConfig(average_decay=0.9),
     ],
 )
 def test_every_part_can_be_switched(

@@ -1,0 +1,172 @@
+"""How fast sandwich steps are, and what each measure for speed contributes, side by side.
+
+    python benchmarks/training_speed.py --json benchmarks/results/training_speed.json
+
+First whole training steps of the real `train`, on random images: each variant runs a few steps in a
+process of its own, the variants take turns, and the median step of all turns counts. Then forward
+and backward of the biggest child alone, in turns within one process: with torch's kernels, the
+fused ones and bfloat16, and its static twin; with --compile also through torch.compile, whose
+compile time stands beside.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from elastic_layers import trainable
+from torch import Tensor
+from torch.nn import functional
+
+from bignas.device_db.probe import probe_local
+from bignas.supernet.calibrate import calibrate
+from bignas.supernet.data import ImageData, Split
+from bignas.supernet.fused import keep_freed_memory, training_execution
+from bignas.supernet.layers import BatchExecution
+from bignas.supernet.network import Supernet
+from bignas.supernet.recipe import TrainConfig
+from bignas.supernet.space import SearchSpace
+from bignas.supernet.spaces import load_space
+from bignas.supernet.train import train
+
+BASELINE = "torch kernels"
+VARIANTS: dict[str, dict[str, Any]] = {
+    BASELINE: {"fused": False, "keep_memory": False},
+    "torch kernels, memory kept": {"fused": False},
+    "fused kernels": {"keep_memory": False},
+    "fused kernels, memory kept": {},
+    "batch 64": {"batch_size": 64},
+    "one random child": {"random_children": 1},
+}
+
+
+def main() -> None:
+    """Measure everything, or one turn of one variant."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--space", default="cifar")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6, help="a turn, the first is not counted")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, too: takes minutes")
+    parser.add_argument("--variant", help="measure one turn of this variant and print it")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    space = load_space(options.space)
+    if options.variant:
+        print(json.dumps(turn(space, VARIANTS[options.variant], options.steps, options.threads)))
+        return
+    device = probe_local()
+    content = {
+        "space": space.name,
+        "cpu": device.cpu_model,
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "steps": step_speeds(options),
+    }
+    content["biggest"] = child_speeds(space, options)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def step_speeds(options: argparse.Namespace) -> dict[str, Any]:
+    """Images a second of each variant, and their ratio to the baseline."""
+    speeds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for _ in range(options.turns):
+        for name, values in speeds.items():
+            command = [
+                sys.executable, __file__, "--space", options.space, "--variant", name,
+                "--steps", str(options.steps), "--threads", str(options.threads),
+            ]  # fmt: skip
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            values.extend(json.loads(answer.stdout))
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    for name, median in medians.items():
+        print(f"{name}: {median:.0f} images/s, x{median / medians[BASELINE]:.2f}", flush=True)
+    return {
+        name: {
+            "change": VARIANTS[name],
+            "images_per_second": medians[name],
+            "speedup": medians[name] / medians[BASELINE],
+            "samples": values,
+        }
+        for name, values in speeds.items()
+    }
+
+
+def turn(space: SearchSpace, change: dict[str, Any], steps: int, threads: int) -> list[float]:
+    """Images a second of each step but the first."""
+    config = TrainConfig(epochs=1, threads=threads, evaluate_every_epochs=0, **change)
+    rng = np.random.default_rng(0)
+    side = max(space.resolutions)
+    images = rng.integers(0, 256, (config.batch_size * steps, side, side, 3), dtype=np.uint8)
+    split = Split(images, rng.integers(0, space.classes, len(images)))
+    classes = tuple(map(str, range(space.classes)))
+    half, quarter = (0.5,) * 3, (0.25,) * 3
+    data = ImageData("random", split, split, split, split, classes, half, quarter, "random")
+    times = [time.perf_counter()]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "net.safetensors")
+        train(space, data, out, config, lambda _: times.append(time.perf_counter()))
+    return [float(config.batch_size / seconds) for seconds in np.diff(times)[1:]]
+
+
+def child_speeds(space: SearchSpace, options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of forward and backward of the biggest child."""
+    batch = TrainConfig().batch_size
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    network, arch = Supernet(space), space.biggest()
+    images = torch.randn(batch, space.in_channels, arch.resolution, arch.resolution)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, space.classes, (batch,))
+
+    def loss(execution: BatchExecution) -> Tensor:
+        logits = network.classify(network.features(images, arch, execution).float())
+        return functional.cross_entropy(logits, labels)
+
+    def bfloat16() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(BatchExecution())
+
+    twin = trainable(network.extract(arch, calibrate(network, arch, images)))
+    losses: dict[str, Callable[[], Tensor]] = {
+        "torch kernels": lambda: loss(BatchExecution()),
+        "fused kernels": lambda: loss(training_execution()),
+        "static twin": lambda: functional.cross_entropy(twin(images), labels),
+        "bfloat16 autocast": bfloat16,
+    }
+    if options.compile:
+        compiled = torch.compile(twin, dynamic=False)
+        losses["static twin, torch.compile"] = lambda: functional.cross_entropy(
+            compiled(images), labels
+        )
+    first: dict[str, float] = {}
+    times: dict[str, list[float]] = {name: [] for name in losses}
+    for _ in range(options.turns + 1):
+        for name, function in losses.items():
+            started = time.perf_counter()
+            function().backward()  # type: ignore[no-untyped-call]
+            seconds = time.perf_counter() - started
+            if name in first:
+                times[name].append(seconds * 1e3)
+            else:
+                first[name] = seconds
+    for name, values in times.items():
+        print(f"{name}: {statistics.median(values):.0f} ms, first {first[name]:.1f} s")
+    return {
+        name: {"median_ms": statistics.median(values), "first_s": first[name], "samples": values}
+        for name, values in times.items()
+    }
+
+
+if __name__ == "__main__":
+    main()

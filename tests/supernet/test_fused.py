@@ -1,0 +1,162 @@
+"""The compiled training kernels compute what torch does, whatever the shape and the threads."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from bignas.device_db.records import Activation, Operator
+from bignas.supernet.data import ImageData
+from bignas.supernet.fused import FusedExecution, load_fused_kernels, training_execution
+from bignas.supernet.layers import EPSILON, BatchExecution
+from bignas.supernet.network import Supernet
+from bignas.supernet.space import Layer, SearchSpace
+from bignas.supernet.train import TrainConfig, train
+
+CHANNELS = st.sampled_from([16, 24, 40, 64, 72, 130, 384])
+
+
+def fused() -> FusedExecution:
+    kernels = load_fused_kernels()
+    assert kernels is not None  # a C compiler is a requirement of the project
+    return FusedExecution(kernels)
+
+
+def unit(
+    operator: Operator,
+    channels: int,
+    side: int,
+    kernel: int = 1,
+    stride: int = 1,
+    activation: Activation = Activation.NONE,
+) -> Layer:
+    return Layer(
+        "unit", operator, side, side, channels, channels, kernel, stride, kernel // 2, activation
+    )
+
+
+def images(count: int, channels: int, side: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, channels, side, side, generator=generator)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = 2e-5) -> bool:
+    """Equal to `tolerance` of the largest value, or of one."""
+    difference = (found.double() - expected).abs().max()
+    return bool(difference <= tolerance * expected.abs().max().clamp(min=1.0))
+
+
+def is_near_kink(y: Tensor, activation: Activation) -> bool:
+    if activation is Activation.NONE:
+        return False
+    normal = functional.batch_norm(y.double(), None, None, training=True, eps=EPSILON)
+    kinks = normal.new_tensor([-3.0, 0.0, 3.0, 6.0])
+    return bool(((normal.unsqueeze(-1) - kinks).abs() < 2e-6).any())
+
+
+@given(
+    CHANNELS, st.integers(1, 9), st.integers(1, 5), st.sampled_from([3, 5]),
+    st.sampled_from([1, 2]), st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_depthwise_gradients(
+    channels: int, side: int, count: int, kernel: int, stride: int, seed: int
+) -> None:
+    layer = unit(Operator.DEPTHWISE, channels, side, kernel, stride)
+    x, weight = images(count, channels, side, seed), images(channels, 1, kernel, seed + 1)
+    results = []
+    for execution, kind in ((BatchExecution(), torch.float64), (fused(), torch.float32)):
+        leaves = [tensor.to(kind).requires_grad_() for tensor in (x, weight)]
+        y = execution.convolve(layer, leaves[0], leaves[1], None)
+        gradient = images(count, channels, y.shape[2], seed + 2).to(kind)
+        results.append((y, *torch.autograd.grad(y, leaves, gradient)))
+    for expected, found in zip(*results, strict=True):
+        assert close(found, expected)
+
+
+@given(
+    CHANNELS, st.integers(1, 9), st.integers(4, 9),
+    st.sampled_from([Activation.NONE, Activation.RELU, Activation.RELU6, Activation.HARD_SWISH]),
+    st.booleans(), st.sampled_from([0.0, 3.0, 1000.0]), st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_normalisation_and_its_gradients(
+    channels: int,
+    side: int,
+    count: int,
+    activation: Activation,
+    with_residual: bool,
+    offset: float,
+    seed: int,
+) -> None:
+    """Also far from zero, where sums of squares would cancel.
+
+    Where an activation has a kink rounding decides between two slopes; then inputs are drawn again.
+    """
+    offset = offset if activation is Activation.NONE else 0.0
+    layer = unit(Operator.POINTWISE, channels, side, activation=activation)
+    y = images(count, channels, side, seed) + offset
+    assume(not is_near_kink(y, activation))
+    vectors: tuple[Tensor, ...] = (torch.ones(channels), torch.zeros(channels))
+    if activation is Activation.NONE:
+        vectors = images(2, channels, 1, seed + 3).flatten(1).unbind()
+    residual = images(count, channels, side, seed + 1)
+    results = []
+    for execution, kind in ((BatchExecution(), torch.float64), (fused(), torch.float32)):
+        leaves = [tensor.to(kind).requires_grad_() for tensor in (y, *vectors, residual)]
+        added = leaves[3] if with_residual else None
+        z = execution.finish(layer, leaves[0], leaves[1], leaves[2], added)
+        gradient = images(count, channels, side, seed + 2).to(kind)
+        used = leaves if with_residual else leaves[:3]
+        results.append((z, *torch.autograd.grad(z, used, gradient)))
+    tolerance = 2e-5 + 1e-6 * offset
+    for expected, found in zip(*results, strict=True):
+        assert close(found, expected, tolerance)
+
+
+def test_results_do_not_depend_on_the_threads() -> None:
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        x = images(6, 24, 9, 0)
+        layer = unit(Operator.DEPTHWISE, 24, 9, 3, 1, Activation.RELU)
+        leaves = [x.requires_grad_(), images(24, 1, 3, 1).requires_grad_()]
+        y = fused().convolve(layer, leaves[0], leaves[1], None).detach().requires_grad_()
+        z = fused().finish(layer, y, torch.ones(24), torch.zeros(24), None)
+        found.append([z, *torch.autograd.grad(z.square().sum(), y)])
+        gradients = torch.autograd.grad(
+            fused().convolve(layer, leaves[0], leaves[1], None).sum(), leaves
+        )
+        found[-1].extend(gradients)
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_whole_children(gated_space: SearchSpace) -> None:
+    """Gates, swish, strides and shortcuts: whatever is not fused goes the usual way."""
+    network = Supernet(gated_space, zero_gamma=False)
+    rng = np.random.default_rng(0)
+    for arch in (gated_space.biggest(), gated_space.smallest(), gated_space.sample(rng)):
+        x = images(8, 3, arch.resolution, 0)
+        gradients = []
+        for execution in (BatchExecution(), fused()):
+            network.zero_grad()
+            logits = network.classify(network.features(x, arch, execution))
+            logits.square().sum().backward()  # type: ignore[no-untyped-call]
+            used = [p.grad for p in network.parameters() if p.grad is not None]
+            gradients.append(torch.cat([gradient.flatten() for gradient in used]).clone())
+        assert close(gradients[1], gradients[0].double(), 1e-3)
+
+
+def test_training_without_a_compiler(
+    tiny_space: SearchSpace, toy_data: ImageData, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bignas.supernet.fused.load_fused_kernels", lambda: None)
+    assert type(training_execution()) is BatchExecution
+    config = TrainConfig(epochs=1, batch_size=24, threads=1)
+    assert train(tiny_space, toy_data, out, config).step == 4
