@@ -8,7 +8,7 @@ once; every engine gets that file, or the torch module it came from. All are cal
 a run, pinned to the same cores, with warm caches; their order is drawn anew in each round, and
 outputs are compared before anything is timed. Kernels that the store lacks are tuned first.
 
-`pip install openvino MNN ncnn pnnx` adds peers; those that are not installed are named as absent.
+`pip install -e '.[bench]'` adds peers; those that are not installed are named as absent.
 """
 
 import argparse
