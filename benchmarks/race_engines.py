@@ -10,7 +10,7 @@ that the store lacks are tuned first.
 The race may be run in pieces: --models, --threads, --targets and --engines take names separated by
 commas. What the file has already is not repeated unless --again asks for it.
 
-`pip install 'bignas[bench]'` adds the peers. Those that are not installed, and those that cannot
+`pip install -e '.[bench]'` adds the peers. Those that are not installed, and those that cannot
 be kept to an older instruction set, are left out, and the file says why.
 """
 

@@ -12,11 +12,15 @@ import pytest
 from onnx import TensorProto, helper
 
 from bignas.compile import bundle as bundles
-from bignas.compile import toolchain
+from bignas.compile import objects, toolchain
 from bignas.compile.bundle import Verification
+from bignas.compile.codegen import build_object
+from bignas.compile.schedule import Schedule
 from bignas.device_db import probe
 from bignas.device_db.presets import PRESETS
+from bignas.device_db.records import Target, Workload
 from bignas.device_db.store import Store
+from bignas.latency import tuning
 from tests.cli.helpers import refused, run, run_json
 from tests.compile.tools import FOREIGN, require_cross_tools
 
@@ -258,6 +262,37 @@ def test_compile_replaces_nothing_but_a_bundle() -> None:
     (precious / "thesis.tex").touch()
     assert "other files" in refused("compile", "m.onnx", "--out", precious)
     assert (precious / "thesis.tex").exists()
+
+
+def test_tuned_children_compile_without_measuring_or_building(
+    checkpoint: Path, measured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table holds every kernel of the space, so that any child is only linked."""
+
+    def unwanted(*_: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(tuning, "measure", unwanted)
+    monkeypatch.setattr(tuning, "build_objects", unwanted)
+    built: list[Workload] = []
+
+    def build(workload: Workload, schedule: Schedule, target: Target) -> bytes:
+        built.append(workload)
+        return build_object(workload, schedule, target)
+
+    monkeypatch.setattr(objects, "build_object", build)
+    command = ("compile", checkpoint, "--data", "digits", "--out", "made")
+    for child in ("smallest", "biggest"):
+        made = run_json(*command, "--arch", child)
+        assert made["untuned"] == 0
+        built.clear()
+        run_json(*command, "--arch", child)
+        assert built == []
+    with Store.open() as store:
+        sessions = {one.session for one in store.kernel_measurements("local")}
+    run_json(*command, "--arch", "random:1", "--seed", "3")
+    with Store.open() as store:
+        assert {one.session for one in store.kernel_measurements("local")} == sessions
 
 
 @pytest.mark.slow
