@@ -11,7 +11,12 @@ from types import MappingProxyType
 from typing import Protocol, TypeAlias
 
 from bignas.device_db.errors import InputError
+from bignas.search.coarse_to_fine import CoarseToFine
 from bignas.search.evolution import RegularizedEvolution
+from bignas.search.exhaustive import ExhaustiveSearch
+from bignas.search.guided import GuidedSearch
+from bignas.search.local_search import LocalSearch
+from bignas.search.nsga2 import NSGA2Search
 from bignas.search.random_search import RandomSearch
 from bignas.search.trial import Trial
 from bignas.supernet.space import Architecture, SearchSpace
@@ -27,7 +32,7 @@ __all__ = [
 ]
 
 ENTRY_POINT_GROUP = "bignas.strategies"
-DEFAULT_STRATEGY = "evolution"
+DEFAULT_STRATEGY = "guided"
 
 
 class Strategy(Protocol):
@@ -46,7 +51,15 @@ class Strategy(Protocol):
 StrategyFactory: TypeAlias = Callable[[SearchSpace, int], Strategy]  # space, seed
 
 BUILT_IN: Mapping[str, StrategyFactory] = MappingProxyType(
-    {"evolution": RegularizedEvolution, "random": RandomSearch}
+    {
+        "guided": GuidedSearch,
+        "coarse-to-fine": CoarseToFine,
+        "local": LocalSearch,
+        "evolution": RegularizedEvolution,
+        "nsga2": NSGA2Search,
+        "random": RandomSearch,
+        "exhaustive": ExhaustiveSearch,
+    }
 )
 
 

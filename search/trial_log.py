@@ -17,7 +17,7 @@ from bignas.supernet.space import Architecture
 
 __all__ = ["TrialLog"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: trials have a load instead of being feasible or not
 
 
 class TrialLog:
@@ -43,6 +43,12 @@ class TrialLog:
             found = json.loads(settings.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{settings} is damaged; choose another --out folder") from error
+        version = found.get("format_version") if isinstance(found, dict) else None
+        if version is not None and version != FORMAT_VERSION:
+            raise InputError(
+                f"{settings.parent} is a run of format version {version}, this bignas reads"
+                f" {FORMAT_VERSION}; choose another --out folder"
+            )
         if not isinstance(found, dict) or found != json.loads(json.dumps(self._question)):
             keys = [key for key, value in self._question.items() if _get(found, key) != value]
             raise InputError(
@@ -86,11 +92,11 @@ def _plain(trial: Trial) -> dict[str, Any]:
     return {
         "arch": trial.architecture.to_dict(),
         "latency_ms": trial.latency_ms,
-        "feasible": trial.feasible,
+        "load": trial.load,
         "top1": trial.top1,
     }
 
 
 def _trial(entry: dict[str, Any]) -> Trial:
     architecture = Architecture.from_dict(entry["arch"])
-    return Trial(architecture, entry["latency_ms"], entry["feasible"], entry["top1"])
+    return Trial(architecture, entry["latency_ms"], entry["load"], entry["top1"])

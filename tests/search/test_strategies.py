@@ -131,10 +131,10 @@ def test_the_population_ages_and_prefers_the_feasible() -> None:
     rng = np.random.default_rng(0)
     strategy = RegularizedEvolution(space, 0, EvolutionConfig(population=4, tournament=2))
     archs = list(dict.fromkeys(space.sample(rng) for _ in range(40)))[:12]
-    slow = [Trial(arch, 10.0 - index, False) for index, arch in enumerate(archs[:6])]
+    slow = [Trial(arch, 10.0 - index, 10.0 - index) for index, arch in enumerate(archs[:6])]
     strategy.tell(slow)
     assert strategy.population() == [slow[5], slow[4], slow[3], slow[2]]
-    good = [Trial(arch, 1.0, True, 0.9 - index / 10) for index, arch in enumerate(archs[6:])]
+    good = [Trial(arch, 1.0, 0.5, 0.9 - index / 10) for index, arch in enumerate(archs[6:])]
     strategy.tell(good[:2])
     assert strategy.population() == [*good[:2], slow[5], slow[4]]
     strategy.tell(good[2:])
@@ -144,8 +144,8 @@ def test_the_population_ages_and_prefers_the_feasible() -> None:
 def test_a_later_trial_of_an_architecture_replaces_the_earlier_one() -> None:
     space = make_space()
     strategy = RegularizedEvolution(space, 0)
-    strategy.tell([Trial(space.smallest(), 1.0, True, 0.5)])
-    measured = Trial(space.smallest(), 1.2, True, 0.6)
+    strategy.tell([Trial(space.smallest(), 1.0, 0.5, 0.5)])
+    measured = Trial(space.smallest(), 1.2, 0.5, 0.6)
     strategy.tell([measured])
     assert strategy.population() == [measured]
 
