@@ -21,6 +21,7 @@ from pymoo.core.termination import NoTermination
 from pymoo.operators.crossover.sbx import SBX
 from pymoo.operators.mutation.pm import PM
 from pymoo.operators.repair.rounding import RoundingRepair
+from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from bignas.search.sampling import draw_fresh
 from bignas.search.trial import Trial
@@ -84,11 +85,15 @@ class NSGA2Search:
             G=np.array([[max(0.0, one.load - 1)] for one in trials]),
         )
         parents.apply(lambda one: one.evaluated.update(("F", "G")))
-        rounding = RoundingRepair()
+        sizes = np.array([len(options) for _, options in self.space.dimensions()])
+        problem = Problem(
+            n_var=len(sizes), n_obj=2, n_ieq_constr=1, xl=np.zeros(len(sizes)), xu=sizes - 1.0
+        )
+        size, rounding = self.config.population, RoundingRepair()
         algorithm = NSGA2(
-            pop_size=self.config.population,
+            pop_size=size,
             n_offsprings=count,
-            sampling=parents,
+            sampling=RankAndCrowding().do(problem, parents, n_survive=size, random_state=rng),
             crossover=SBX(
                 prob=self.config.crossover_probability,
                 eta=self.config.crossover_eta,
@@ -98,10 +103,6 @@ class NSGA2Search:
             mutation=PM(eta=self.config.mutation_eta, vtype=float, repair=rounding),
             eliminate_duplicates=True,
             evaluator=Evaluator(skip_already_evaluated=True),
-        )
-        sizes = np.array([len(options) for _, options in self.space.dimensions()])
-        problem = Problem(
-            n_var=len(sizes), n_obj=2, n_ieq_constr=1, xl=np.zeros(len(sizes)), xu=sizes - 1.0
         )
         algorithm.setup(problem, termination=NoTermination(), seed=int(rng.integers(2**31)))
         algorithm.tell(infills=algorithm.ask())
