@@ -30,6 +30,8 @@ __all__ = ["result_parts", "search"]
         "bignas search my.safetensors --data digits --budget 800us --out runs/b --seed 1",
         "bignas search my.safetensors --data digits --device local:1.5ms --device old:4ms"
         " --confidence 0.99 --max-params 300k --out runs/c",
+        "bignas search my.safetensors --data digits --device local:1.5ms --device old:4ms --each"
+        " --out runs/d",
     )
 )
 @click.argument("checkpoint", metavar="CKPT")
@@ -43,6 +45,11 @@ __all__ = ["result_parts", "search"]
     show_default="local",
     help="A device of `bignas device list`, with a budget of its own. Repeatable: the child keeps"
     " all budgets.",
+)
+@click.option(
+    "--each",
+    is_flag=True,
+    help="Search for each device apart, in RUN/NAME, and measure each winner on all devices.",
 )
 @click.option("--budget", metavar="TIME", help="With its unit: 1.5ms, 800us, 0.01s.")
 @click.option(
@@ -101,6 +108,7 @@ def search(
     checkpoint: str,
     data_name: str,
     devices: tuple[str, ...],
+    each: bool,
     budget: str | None,
     confidence: float,
     max_macs: str | None,
@@ -134,7 +142,8 @@ def search(
     from bignas.compile.objects import ObjectCache
     from bignas.device_db.store import Store
     from bignas.latency.predictors import load_predictor
-    from bignas.search.pipeline import run_search
+    from bignas.search.many import run_searches
+    from bignas.search.pipeline import SearchProgress, run_search
     from bignas.search.requirements import Site
     from bignas.search.result import Objective, SearchConfig
     from bignas.search.strategy import create_strategy
@@ -159,7 +168,7 @@ def search(
             require_measurable(device)
         network, content = load_checkpoint(checkpoint)
         create_strategy(strategy, network.space, seed)  # an unknown one is refused early
-        first, *others = [
+        sites = [
             Site(
                 device,
                 ObjectCache(device.target),
@@ -169,21 +178,37 @@ def search(
             for device in found
         ]
         data = load_data(data_name)
-        result = run_search(
-            network,
-            content,
-            data,
-            first.device,
-            store,
-            first.cache,
-            first.predictor,
-            config,
-            out,
-            lambda progress: bars(search_step(progress)),
-            others,
+
+        def report(progress: SearchProgress) -> None:
+            bars(search_step(progress))
+
+        if each:
+            many = run_searches(network, content, data, store, sites, config, out, report)
+            document = many.to_dict()
+            parts = cross_parts(document)
+        else:
+            first, *others = sites
+            result = run_search(
+                network, content, data, first.device, store, first.cache, first.predictor,
+                config, out, report, others,
+            )  # fmt: skip
+            document = result.to_dict()
+            parts = result_parts(document, out)
+    output.show(document, *parts)
+
+
+def cross_parts(document: Mapping[str, Any]) -> list[RenderableType]:
+    """Return what people see of a cross.json: what each winner costs on each device."""
+    columns = ("winner of", "top-1", *(f"on {name}" for name in document["runs"]))
+    rows = [
+        (
+            one["winner_of"],
+            percent(one["top1"]),
+            *(milliseconds(at["measured_ms"]) for at in one["devices"]),
         )
-    document = result.to_dict()
-    output.show(document, *result_parts(document, out))
+        for one in document["winners"]
+    ]
+    return [table(columns, rows)]
 
 
 def result_parts(document: Mapping[str, Any], out: Path) -> list[RenderableType]:

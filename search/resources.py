@@ -17,8 +17,8 @@ __all__ = ["RESOURCES", "bundle_bytes", "delivered", "memory_bytes", "weight_byt
 BYTES_PER_VALUE = 4
 COPIES_OF_WEIGHTS = 3  # in the runner, in the library and in the ONNX model
 GOLDEN_IMAGES = 16
-BYTES_PER_KERNEL = 6_000  # of code, in the runner and in the library together
-BYTES_OF_THE_REST = 60_000  # manifest, headers, runner
+BYTES_PER_KERNEL = 5_000  # of code, in the runner and in the library together
+BYTES_OF_THE_REST = 20_000  # manifest, headers, runner
 
 
 def weight_bytes(space: SearchSpace, architecture: Architecture) -> int:

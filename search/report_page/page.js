@@ -3,13 +3,13 @@
 
 const report = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 720;
+const USUAL_WIDTH = 720;
 const MARGIN = { left: 56, right: 16, top: 10, bottom: 38 };
 const MOST_COMPARED = 4;
 
 const byId = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
-const ms = (value) => `${Number(value.toPrecision(4))} ms`;
+const ms = (value) => value < 0.1 ? `${Number((1000 * value).toPrecision(4))} us` : `${Number(value.toPrecision(4))} ms`;
 const millions = (count) => `${(count / 1e6).toFixed(2)}M`;
 
 function element(name, attributes = {}, ...children) {
@@ -28,7 +28,7 @@ function drawn(parent, name, attributes, text = "") {
 }
 
 function table(columns, rows) {
-  const numeric = columns.map((_, at) => rows.length > 0 && rows.every((row) => /^[\d.<]/.test(row[at])));
+  const numeric = columns.map((_, at) => rows.length > 0 && rows.every((row) => /^\d/.test(row[at])));
   const head = element("tr");
   columns.forEach((name, at) => head.append(element("th", numeric[at] ? { class: "number" } : {}, name)));
   const body = element("tbody");
@@ -69,10 +69,11 @@ function range(values) {
 function plot(id, xs, ys, xName, yName, yText = (value) => value) {
   const svg = byId(id);
   svg.replaceChildren();
-  const height = id === "front" ? 380 : 420;
-  svg.setAttribute("viewBox", `0 0 ${WIDTH} ${height}`);
+  const width = svg.clientWidth || USUAL_WIDTH;
+  const height = Math.round(Math.min(380, Math.max(240, 0.6 * width)));
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const [xLow, xHigh] = range(xs), [yLow, yHigh] = range(ys);
-  const right = WIDTH - MARGIN.right, bottom = height - MARGIN.bottom;
+  const right = width - MARGIN.right, bottom = height - MARGIN.bottom;
   const x = (value) => MARGIN.left + ((value - xLow) / (xHigh - xLow)) * (right - MARGIN.left);
   const y = (value) => bottom - ((value - yLow) / (yHigh - yLow)) * (bottom - MARGIN.top);
   for (const value of ticks(yLow, yHigh)) {
@@ -252,7 +253,7 @@ function kernels(run) {
   byId("kernels").replaceChildren(table(["layer", "kernel", "", "us", "share", "roofline"], run.kernels.map((one) => {
     const bar = element("span", { class: `bar ${one.operator}` });
     bar.style.width = `${(100 * one.latency_us) / most}%`;
-    return [one.layer, one.workload, element("td", { class: "bar-cell" }, bar),
+    return [element("td", { class: "name" }, one.layer), one.workload, element("td", { class: "bar-cell" }, bar),
       `${one.latency_us.toFixed(2)}${one.measured ? "" : " (estimated)"}`, percent(one.latency_us / total),
       one.roofline === null ? "-" : percent(one.roofline)];
   })));
@@ -290,5 +291,12 @@ function show(run) {
 const chooser = byId("run");
 report.runs.forEach((run, at) => chooser.append(element("option", { value: at }, run.name)));
 byId("chooser").hidden = report.runs.length < 2;
-chooser.addEventListener("change", () => show(report.runs[Number(chooser.value)]));
-show(report.runs[0]);
+const redraw = () => show(report.runs[Number(chooser.value)]);
+let drawnWidth = innerWidth;
+chooser.addEventListener("change", redraw);
+addEventListener("resize", () => {
+  if (innerWidth === drawnWidth) return; // a phone's address bar changes the height only
+  drawnWidth = innerWidth;
+  redraw();
+});
+redraw();
