@@ -4,11 +4,12 @@
 const report = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const USUAL_WIDTH = 720;
-const MARGIN = { left: 56, right: 16, top: 10, bottom: 38 };
+const MARGIN = { left: 56, right: 16, top: 24, bottom: 38 };
 const MOST_COMPARED = 4;
 
 const byId = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
+const chance = (share) => share > 0.999 ? "> 99.9%" : percent(share);
 const ms = (value) => value < 0.1 ? `${Number((1000 * value).toPrecision(4))} us` : `${Number(value.toPrecision(4))} ms`;
 const millions = (count) => `${(count / 1e6).toFixed(2)}M`;
 
@@ -84,7 +85,7 @@ function plot(id, xs, ys, xName, yName, yText = (value) => value) {
     drawn(svg, "text", { x: x(value), y: bottom + 18, "text-anchor": "middle" }, String(value));
   }
   drawn(svg, "text", { x: right, y: height - 4, "text-anchor": "end" }, xName);
-  drawn(svg, "text", { x: MARGIN.left + 4, y: MARGIN.top + 6 }, yName);
+  drawn(svg, "text", { x: 0, y: 12 }, yName);
   return { svg, x, y, right, bottom };
 }
 
@@ -125,7 +126,7 @@ function headline(run) {
     [run.test_top1 === null ? "-" : percent(run.test_top1), "top-1 on test images, by the binary"],
     [ms(first.measured_ms), "measured, p50"],
     [ms(first.predicted_ms), `predicted, ${ms(first.interval_ms[0])} to ${ms(first.interval_ms[1])}`],
-    [percent(first.probability), "probability of keeping the budget, as predicted"],
+    [chance(first.probability), "probability of keeping the budget, as predicted"],
     [millions(best.macs), "MACs"],
     [best.params.toLocaleString("en"), "parameters"],
   ];
@@ -141,7 +142,7 @@ function front(run) {
   const ys = [...run.trials.map((one) => one.top1), ...run.candidates.map((one) => one.top1)];
   const { svg, x, y, bottom } = plot("front", xs, ys, "latency in ms", "top-1", percent);
   drawn(svg, "line", { class: "limit", x1: x(budget), x2: x(budget), y1: MARGIN.top, y2: bottom });
-  drawn(svg, "text", { x: x(budget) - 5, y: bottom - 6, "text-anchor": "end" }, `budget ${ms(budget)}`);
+  drawn(svg, "text", { x: x(budget) + 4, y: 12, "text-anchor": "end" }, `budget ${ms(budget)}`);
   for (const one of run.trials) {
     const dot = drawn(svg, "circle", { class: "explored", cx: x(one.latency_ms), cy: y(one.top1), r: 3 });
     tell(dot, `${percent(one.top1)}, predicted ${ms(one.latency_ms)}\n${archText(one.arch)}`);

@@ -61,11 +61,11 @@ class Page:
     async def call(self, method: str, **params: Any) -> Any:
         """Call a method of the protocol and return its result."""
         number = next(self._numbers)
-        self._answers[number] = asyncio.get_running_loop().create_future()
+        future = self._answers[number] = asyncio.get_running_loop().create_future()
         await self._connection.write_message(
             json.dumps({"id": number, "method": method, "params": params})
         )
-        answer = await asyncio.wait_for(self._answers[number], SECONDS_TO_START)
+        answer = await asyncio.wait_for(future, SECONDS_TO_START)
         assert "error" not in answer, answer
         return answer["result"]
 
