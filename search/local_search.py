@@ -1,9 +1,10 @@
 """Local search: White, Nolen, Savani, "Exploring the Loss Landscape in Neural Architecture Search".
 
-UAI 2021 (arXiv 2005.02960): evaluate all neighbours of the present architecture, those that differ
-in one dimension, go to the best of them, and so on until none is better. As in the paper's variant
-that continues at a minimum, the search then goes on with the best architecture whose neighbours are
-not all known. It starts from the best of a few random architectures and the smallest one.
+UAI 2021 (arXiv 2005.02960): evaluate the neighbours of the present architecture, those that differ
+in one dimension, go to a better one, and so on until none is better. Of the paper's variants these:
+the search leaves for a better neighbour once it is told of it, before all are known; and at a
+minimum it goes on with the best architecture whose neighbours are not all known. It starts from the
+best of a few random architectures and the smallest one.
 """
 
 from collections.abc import Sequence
