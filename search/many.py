@@ -16,7 +16,7 @@ from bignas.latency.subnets import measure_subnets
 from bignas.latency.tuned import schedules_of
 from bignas.latency.tuning import ensure_tuned
 from bignas.search.pipeline import Report, run_search
-from bignas.search.requirements import Site
+from bignas.search.requirements import Requirements, Site
 from bignas.search.result import FORMAT_VERSION, SearchConfig, SearchResult
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData
@@ -76,6 +76,11 @@ def run_searches(
     interrupted. Raises what `run_search` raises.
     """
     require_writable(out / CROSS)
+    for site in sites:  # before the first search takes its time
+        here = dataclasses.replace(site, predictor=site.predictor.for_space(network.space))
+        Requirements(network.space, (here,), config.confidence, config.limits).require_feasible(
+            config.seed
+        )
     results = tuple(
         run_search(
             network, checkpoint, data, site.device, store, site.cache, site.predictor,
