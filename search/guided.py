@@ -33,6 +33,8 @@ __all__ = ["GuidedConfig", "GuidedSearch"]
 Array = NDArray[np.float64]
 
 _MOST_ROWS = 1500  # that a model is fitted to: the best, and those nearest to the limits
+_PATIENCE = 10  # suggestions for each architecture that is wanted to start with
+_FEWEST = 3  # evaluated architectures that the models can be fitted to
 _ROUNDS = 2  # of changing the best candidates again
 
 
@@ -95,7 +97,10 @@ class GuidedSearch:
         rng = np.random.default_rng([self.seed, self._tell_count])
         trials = list(self._told.values())
         evaluated = [index for index, trial in enumerate(trials) if trial.top1 is not None]
-        if len(evaluated) < self.config.start or not self._sizes:
+        few = len(evaluated) < self.config.start
+        if few and len(trials) >= _PATIENCE * self.config.start:
+            few = len(evaluated) < _FEWEST  # limits that hardly anything keeps
+        if few or not self._sizes:
             return self._start(count, rng)
         rows = np.array(self._rows, dtype=np.int64)
         models = self._fit(trials, rows, evaluated)

@@ -126,6 +126,14 @@ def test_the_default_finds_the_optimum_in_a_fiftieth_of_the_space(quantile: floa
         assert max(trial.score for trial in trials) == optimum
 
 
+def test_the_default_finds_the_few_that_keep_a_very_tight_limit() -> None:
+    space = make_space()
+    fastest = sorted((latency_ms(space, arch), arch.key) for arch in space.architectures())[:8]
+    budget = LatencyBudget(fastest[-1][0])
+    trials = search(create_strategy(DEFAULT_STRATEGY, space, 0), space, budget, 500)
+    assert {one.architecture.key for one in trials if one.feasible} >= {key for _, key in fastest}
+
+
 def test_the_default_s_front_beats_random_search_s() -> None:
     space = make_space(stages=4)
     budget = budget_at(0.6)
