@@ -15,7 +15,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-FOLDERS := $(wildcard benchmarks cli compile device_db latency search supernet tests tools)
+FOLDERS := $(wildcard benchmarks cli compile device_db latency search supernet tests tools examples)
 TYPED := $(addprefix -p bignas.,cli compile device_db latency search supernet)
 LOCK_VENV := build/lock-venv
 
@@ -40,7 +40,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check $(FOLDERS)
 	$(BIN)/python tools/link_farm.py
 	$(BIN)/mypy $(TYPED)
-	$(BIN)/mypy tests tools $(wildcard benchmarks/*.py)
+	$(BIN)/mypy tests tools $(wildcard benchmarks/*.py examples/*.py)
 	$(BIN)/lint-imports
 
 unit: $(INSTALLED)

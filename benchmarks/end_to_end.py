@@ -20,7 +20,8 @@ from bignas.compile.objects import ObjectCache
 from bignas.device_db.store import Store
 from bignas.latency.bench import bench_bundle
 from bignas.latency.predictors import load_predictor
-from bignas.search.pipeline import SearchConfig, run_search
+from bignas.search.pipeline import run_search
+from bignas.search.result import SearchConfig
 from bignas.supernet.checkpoint import load_checkpoint
 from bignas.supernet.data import load_data
 
@@ -56,24 +57,24 @@ def main() -> None:
             bundle = Bundle.load(out / result.bundle)
             again = bench_bundle(bundle)
             verification = verify(bundle)
-            best = result.best
+            best = result.best.to_dict()
             rows.append(
                 {
                     "budget_ms": budget_ms,
-                    "predicted_ms": best.predicted_ms,
-                    "interval_ms": list(best.interval_ms),
-                    "measured_ms": best.measured_ms,
+                    "predicted_ms": best["predicted_ms"],
+                    "interval_ms": best["interval_ms"],
+                    "measured_ms": best["measured_ms"],
                     "measured_again_ms": again.latency_ms,
-                    "keeps_budget": max(best.measured_ms, again.latency_ms) <= budget_ms,
-                    "prediction_error": best.predicted_ms / again.latency_ms - 1,
-                    "validation_top1": best.top1,
+                    "keeps_budget": max(best["measured_ms"], again.latency_ms) <= budget_ms,
+                    "prediction_error": best["predicted_ms"] / again.latency_ms - 1,
+                    "validation_top1": best["top1"],
                     "test_top1": result.test_top1,
                     "binary_agreement": result.binary_agreement,
                     "verified": verification.ok,
                     "max_abs_error": verification.max_abs_error,
-                    "macs": best.macs,
-                    "params": best.params,
-                    "arch": best.architecture.to_dict(),
+                    "macs": best["macs"],
+                    "params": best["params"],
+                    "arch": best["arch"],
                     "evaluated": result.evaluated,
                     "suggested": result.suggested,
                 }

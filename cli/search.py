@@ -1,4 +1,4 @@
-"""bignas search: the best child of a supernet under a latency budget."""
+"""bignas search: the best child of a supernet under latency budgets and other limits."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs: help takes no seconds
 
@@ -9,13 +9,7 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from bignas.cli.options import (
-    data_option,
-    device_option,
-    examples,
-    out_option,
-    seed_option,
-)
+from bignas.cli.options import data_option, examples, out_option, seed_option
 from bignas.cli.output import (
     Output,
     facts,
@@ -34,14 +28,58 @@ __all__ = ["result_parts", "search"]
     epilog=examples(
         "bignas search my.safetensors --data digits --device local --budget 1.5ms --out runs/a",
         "bignas search my.safetensors --data digits --budget 800us --out runs/b --seed 1",
+        "bignas search my.safetensors --data digits --device local:1.5ms --device old:4ms"
+        " --confidence 0.99 --max-params 300k --out runs/c",
+        "bignas search my.safetensors --data digits --device local:1.5ms --device old:4ms --each"
+        " --out runs/d",
     )
 )
 @click.argument("checkpoint", metavar="CKPT")
 @data_option
-@device_option
-@click.option("--budget", required=True, metavar="TIME", help="With its unit: 1.5ms, 800us, 0.01s.")
+@click.option(
+    "--device",
+    "devices",
+    metavar="NAME[:TIME]",
+    multiple=True,
+    default=("local",),
+    show_default="local",
+    help="A device of `bignas device list`, with a budget of its own. Repeatable: the child keeps"
+    " all budgets.",
+)
+@click.option(
+    "--each",
+    is_flag=True,
+    help="Search for each device apart, in RUN/NAME, and measure each winner on all devices.",
+)
+@click.option("--budget", metavar="TIME", help="With its unit: 1.5ms, 800us, 0.01s.")
+@click.option(
+    "--confidence",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Probability, as predicted, with which a child has to keep each budget.",
+)
+@click.option("--max-macs", metavar="COUNT", help="Multiply-accumulates at most, such as 12.5M.")
+@click.option("--max-params", metavar="COUNT", help="Parameters at most, such as 300k.")
+@click.option(
+    "--max-memory", metavar="SIZE", help="Weights and workspace at most, such as 1.5MB or 512KiB."
+)
+@click.option("--max-bundle", metavar="SIZE", help="All files of the bundle at most.")
+@click.option(
+    "--objective",
+    type=click.Choice(["accuracy-latency", "accuracy"]),
+    default="accuracy-latency",
+    show_default=True,
+    help="Whether the front below the budget is measured, too.",
+)
 @out_option("RUN", "The folder of the run; a run of the same settings goes on.")
-@click.option("--strategy", default="evolution", show_default=True, help="evolution or random.")
+@click.option(
+    "--strategy",
+    default="guided",
+    show_default=True,
+    help="guided, coarse-to-fine, local, evolution, nsga2, random, exhaustive, or one of an"
+    " installed package.",
+)
 @click.option(
     "--evaluations",
     type=click.IntRange(min=1),
@@ -69,8 +107,15 @@ def search(
     output: Output,
     checkpoint: str,
     data_name: str,
-    device_name: str,
-    budget: str,
+    devices: tuple[str, ...],
+    each: bool,
+    budget: str | None,
+    confidence: float,
+    max_macs: str | None,
+    max_params: str | None,
+    max_memory: str | None,
+    max_bundle: str | None,
+    objective: str,
     out: Path,
     strategy: str,
     evaluations: int,
@@ -78,70 +123,115 @@ def search(
     validation_images: int,
     seed: int,
 ) -> None:
-    """Find the best child of a supernet under a latency budget.
+    """Find the best child of a supernet under latency budgets and other limits.
 
-    Latency comes from the device's predictor; the best children are compiled and measured, and the
-    one delivered keeps the budget measured. Exit code 1 when no child can.
+    Latency comes from the predictor of each device; the best children are compiled and measured,
+    and the one delivered keeps the budgets measured. Exit code 1 when no child can.
     """
-    from bignas.search.constraint import LatencyBudget
+    from bignas.search.constraint import Limits, device_budgets, parse_bytes, parse_count
 
-    budget_ms = LatencyBudget.parse(budget).budget_ms
+    budgets = device_budgets(devices, budget)
+    limits = Limits(
+        macs=None if max_macs is None else parse_count(max_macs),
+        params=None if max_params is None else parse_count(max_params),
+        memory_bytes=None if max_memory is None else parse_bytes(max_memory),
+        bundle_bytes=None if max_bundle is None else parse_bytes(max_bundle),
+    )
 
     from bignas.cli.inputs import require_folder_place, require_measurable
     from bignas.compile.objects import ObjectCache
     from bignas.device_db.store import Store
     from bignas.latency.predictors import load_predictor
-    from bignas.search.pipeline import SearchConfig, run_search
+    from bignas.search.many import run_searches
+    from bignas.search.pipeline import SearchProgress, run_search
+    from bignas.search.requirements import Site
+    from bignas.search.result import Objective, SearchConfig
     from bignas.search.strategy import create_strategy
     from bignas.supernet.checkpoint import load_checkpoint
     from bignas.supernet.data import load_data
 
     require_folder_place(out)
     config = SearchConfig(
-        budget_ms=budget_ms,
+        budget_ms=next(iter(budgets.values())).budget_ms,
         strategy=strategy,
         evaluations=evaluations,
         finalists=finalists,
         seed=seed,
         validation_images=validation_images,
+        confidence=confidence,
+        limits=limits,
+        objective=Objective(objective),
     )
     with Store.open() as store, Bars() as bars:
-        device = store.device(device_name)
-        require_measurable(device)
+        found = [store.device(name) for name in budgets]
+        for device in found:
+            require_measurable(device)
         network, content = load_checkpoint(checkpoint)
         create_strategy(strategy, network.space, seed)  # an unknown one is refused early
-        predictor = load_predictor(network.space, device)
+        sites = [
+            Site(
+                device,
+                ObjectCache(device.target),
+                load_predictor(network.space, device),
+                budgets[device.name].budget_ms,
+            )
+            for device in found
+        ]
         data = load_data(data_name)
-        result = run_search(
-            network,
-            content,
-            data,
-            device,
-            store,
-            ObjectCache(device.target),
-            predictor,
-            config,
-            out,
-            lambda progress: bars(search_step(progress)),
+
+        def report(progress: SearchProgress) -> None:
+            bars(search_step(progress))
+
+        if each:
+            many = run_searches(network, content, data, store, sites, config, out, report)
+            document = many.to_dict()
+            parts = cross_parts(document)
+        else:
+            first, *others = sites
+            result = run_search(
+                network, content, data, first.device, store, first.cache, first.predictor,
+                config, out, report, others,
+            )  # fmt: skip
+            document = result.to_dict()
+            parts = result_parts(document, out)
+    output.show(document, *parts)
+
+
+def cross_parts(document: Mapping[str, Any]) -> list[RenderableType]:
+    """Return what people see of a cross.json: what each winner costs on each device."""
+    columns = ("winner of", "top-1", *(f"on {name}" for name in document["runs"]))
+    rows = [
+        (
+            one["winner_of"],
+            percent(one["top1"]),
+            *(milliseconds(at["measured_ms"]) for at in one["devices"]),
         )
-    document = result.to_dict()
-    output.show(document, *result_parts(document, out))
+        for one in document["winners"]
+    ]
+    return [table(columns, rows)]
 
 
 def result_parts(document: Mapping[str, Any], out: Path) -> list[RenderableType]:
     """Return what people see of a result.json: the best child, and the front around it."""
     best = document["best"]
-    summary = facts(
-        {
-            "device": document["device"],
-            "budget": milliseconds(document["budget_ms"]),
-            "measured": milliseconds(best["measured_ms"]),
-            "predicted": f"{milliseconds(best['predicted_ms'])}"
-            f" ({interval_text(best['interval_ms'])})",
-            "top-1": f"{percent(best['top1'])} on validation images,"
-            f" {percent(best.get('test_top1'))} on test images",
-            "bundle": out / document["bundle"],
+    parts: list[RenderableType] = []
+    for at in best["devices"]:
+        figures: dict[str, object] = {
+            "device": at["device"],
+            "budget": f"{milliseconds(at['budget_ms'])}, kept with probability"
+            f" {percent(at['probability'])} as predicted",
+            "measured": milliseconds(at["measured_ms"]),
+            "predicted": f"{milliseconds(at['predicted_ms'])} ({interval_text(at['interval_ms'])})",
+            "bundle": out / document["bundles"][at["device"]],
         }
+        parts.append(facts(figures))
+    parts.append(
+        facts(
+            {
+                "top-1": f"{percent(best['top1'])} on validation images,"
+                f" {percent(best.get('test_top1'))} on test images"
+            }
+        )
     )
     rows = [
         (
@@ -153,4 +243,5 @@ def result_parts(document: Mapping[str, Any], out: Path) -> list[RenderableType]
         )
         for one in document["front"]
     ]
-    return [summary, "", table(("top-1", "predicted", "measured", "MACs", "parameters"), rows)]
+    front = table(("top-1", "predicted", "measured", "MACs", "parameters"), rows)
+    return [*parts, "", front]

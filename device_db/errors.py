@@ -10,14 +10,14 @@ and exit codes. Errors of third parties are mapped to this tree at the boundary 
         SpaceError                 a malformed search space
         ArchitectureError          an architecture outside its search space, or malformed
         DataError                  an image data set that cannot be loaded or does not fit
-        BudgetError                a latency budget without unit, or not positive
+        BudgetError                a limit without unit, not positive, or contradicted by another
         CheckpointError            a checkpoint that is corrupt, foreign or of another space
         BundleError                a bundle that is incomplete, corrupt or of another version
         ModelError                 a model with an unsupported operator or shape
         OutputError                a file or folder that cannot be written
         StoreError                 a database that cannot be opened, is newer, corrupt or foreign
         TargetError                a malformed or unsupported target or device description
-      InfeasibleBudgetError        no architecture of the space keeps the budget
+      InfeasibleBudgetError        no architecture of the space keeps all limits
       VerificationError            a binary whose results differ from the reference
       MeasurementError             a measurement that failed or must not be used as evidence
       ToolchainError               compiler or linker failed
@@ -84,7 +84,7 @@ class DataError(InputError):
 
 
 class BudgetError(InputError):
-    """A latency budget without a unit, or not a positive number."""
+    """A limit without a unit, not a positive number, or contradicted by another one."""
 
 
 class CheckpointError(InputError):
@@ -112,7 +112,7 @@ class TargetError(InputError):
 
 
 class InfeasibleBudgetError(BignasError):
-    """No architecture of the space keeps the latency budget."""
+    """No architecture of the space keeps all limits."""
 
 
 class VerificationError(BignasError):

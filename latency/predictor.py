@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit  # Student's t; scipy.stats takes seconds to import
+from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes seconds to import
 from xgboost.core import XGBoostError
 
 from bignas.compile.fusion import choose_kernels
@@ -209,6 +209,35 @@ class LatencyPredictor:
             low_ms=latency_ms / factor,
             high_ms=latency_ms * factor,
             estimated_share=sums.estimated_share,
+        )
+
+    def quantile_ms(self, architectures: Sequence[Architecture], level: float) -> Array:
+        """Latencies in milliseconds that the networks keep with probability `level`, one-sided.
+
+        At (1 + confidence) / 2 it is the upper end of the calibrated interval; other levels follow
+        from it by Student's t with the degrees of freedom of the measured networks. Raises
+        InputError for a level outside 0..1.
+        """
+        if not 0 < level < 1:
+            raise InputError(f"confidence must lie between 0 and 1, not {level:g}")
+        latency_ms, scale = self._centre_and_scale(architectures)
+        return np.asarray(latency_ms * np.exp(scale * stdtrit(self._freedom, level)))
+
+    def probability_within(self, architectures: Sequence[Architecture], limit_ms: float) -> Array:
+        """Probabilities that the networks take at most `limit_ms`; the inverse of `quantile_ms`."""
+        latency_ms, scale = self._centre_and_scale(architectures)
+        return np.asarray(stdtr(self._freedom, np.log(limit_ms / latency_ms) / scale))
+
+    @property
+    def _freedom(self) -> int:
+        return max(self.networks, FEWEST_TO_CALIBRATE) - 1
+
+    def _centre_and_scale(self, architectures: Sequence[Architecture]) -> tuple[Array, Array]:
+        """Latencies in milliseconds, and the scales of log latency in units of Student's t."""
+        predictions = self.predict(architectures)
+        half_widths = self.interval.half_widths(predictions.estimated_share)
+        return predictions.latency_ms, half_widths / stdtrit(
+            self._freedom, (1 + self.confidence) / 2
         )
 
     def kernel_sums_ms(self, architectures: Sequence[Architecture]) -> Array:

@@ -2,13 +2,13 @@
 
 "Regularized Evolution for Image Classifier Architecture Search" (arXiv 1802.01548): keep a
 population, draw a tournament sample from it, let the best of the sample have a child, and let the
-oldest member die. Here, for a search under a latency budget:
+oldest member die. Here, for a search under limits:
 
 - only feasible trials live in the population, and age in it; as long as there are too few of them
-  it is filled up with the fastest infeasible ones, and trials compare by `Trial.score`
-  (feasibility rules of Deb, 2000), so that the search finds its way to a tight budget;
+  it is filled up with the infeasible ones nearest to the limits; trials compare by `Trial.score`
+  (feasibility rules of Deb, 2000), so that the search finds its way to a tight limit;
 - a child is a mutation, or a mutated cross of two tournament winners;
-- the smallest architecture of the space is suggested first: it shows whether a budget is hopeless.
+- the smallest architecture of the space is suggested first: it shows whether limits are hopeless.
 """
 
 from collections.abc import Sequence
@@ -83,12 +83,12 @@ class RegularizedEvolution:
         return suggestions
 
     def population(self) -> list[Trial]:
-        """The living: the youngest feasible trials, filled up with the fastest infeasible ones."""
+        """The living: the youngest feasible trials, filled up with the least infeasible ones."""
         feasible = [trial for trial in self._told.values() if trial.feasible]
         infeasible = [trial for trial in self._told.values() if not trial.feasible]
         size = self.config.population
         members = feasible[-size:]
-        infeasible.sort(key=lambda trial: trial.latency_ms)
+        infeasible.sort(key=lambda trial: trial.load)
         return members + infeasible[: size - len(members)]
 
     def _child(self, members: Sequence[Trial], rng: np.random.Generator) -> Architecture:

@@ -297,6 +297,25 @@ class SearchSpace:
         """(name, options) of every dimension with more than one option, e.g. "stages.2.depth"."""
         return [(name, options) for name, options in self._axes if len(options) > 1]
 
+    def positions(self, arch: Architecture) -> tuple[int, ...]:
+        """Which option `arch` takes in each entry of `dimensions`, counted from 0.
+
+        `arch` is taken to lie in the space.
+        """
+        values = self._values(arch)
+        return tuple(
+            options.index(value)
+            for value, (_, options) in zip(values, self._axes, strict=True)
+            if len(options) > 1
+        )
+
+    def at(self, positions: Sequence[int]) -> Architecture:
+        """The architecture that takes these options; the inverse of `positions`."""
+        given = iter(positions)
+        return self._architecture(
+            [options[next(given) if len(options) > 1 else 0] for _, options in self._axes]
+        )
+
     def encode(self, arch: Architecture) -> np.ndarray:
         """Float vector with one column per entry of `dimensions`, from 0 (first) to 1 (last).
 

@@ -58,7 +58,7 @@ def test_a_terminal_shows_a_bar_for_each_phase(
 
 
 def test_the_library_s_progress_becomes_steps() -> None:
-    assert STEPS["train"](TrainProgress(7, 10, 2, 0.5, 80.0, 4.0)) == Step(
+    assert STEPS["train"](TrainProgress(7, 10, 2, 0.5, 80.0, 4.0, {})) == Step(
         "training", 7, 10, 4.0, "epoch 3, loss 0.500, 80 images/s"
     )
     assert STEPS["profile"](ProfileProgress("kernels", 7, 10, 0, 4.0)).note == ""

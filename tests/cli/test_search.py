@@ -20,11 +20,75 @@ def test_a_budget_that_no_child_keeps(checkpoint: Path, predictor: LatencyPredic
     assert "ask for at least" in line
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--device", "local:1ms", "--device", "local:2ms"), "given twice"),
+        (("--device", "local:1ms", "--budget", "2ms"), "contradicts"),
+        (("--device", "local"), "has no budget"),
+        (("--device", "local:1"), "no unit"),
+        (("--device", "nowhere:1ms"), "unknown device"),
+        (("--budget", "1ms", "--confidence", "1"), "confidence must lie between 0 and 1"),
+        (("--budget", "1ms", "--confidence", "-0.5"), "confidence must lie between 0 and 1"),
+        (("--budget", "1ms", "--confidence", "nan"), "confidence must lie between 0 and 1"),
+        (("--budget", "1ms", "--max-macs", "0"), "limit"),
+        (("--budget", "1ms", "--max-params", "many"), "limit"),
+        (("--budget", "1ms", "--max-memory", "5"), "unit"),
+        (("--budget", "1ms", "--max-bundle", "-1MB"), "limit"),
+        (("--budget", "1ms", "--objective", "speed"), "objective"),
+    ],
+)
+def test_limits_that_make_no_sense(
+    checkpoint: Path, predictor: LatencyPredictor, options: tuple[str, ...], complaint: str
+) -> None:
+    line = refused("search", checkpoint, "--data", "digits", "--out", "made", *options)
+    assert complaint in line
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        (("--max-macs", "10"), "limit of 10 macs"),
+        (("--max-params", "100"), "limit of 100 params"),
+        (("--max-memory", "1kB"), "limit of 1000 memory_bytes"),
+        (("--max-bundle", "1kB"), "limit of 1000 bundle_bytes"),
+        (("--device", "local:0.001us"), "budget 1e-06ms on local"),
+    ],
+)
+def test_infeasible_limits_name_the_limit_and_the_nearest_child(
+    checkpoint: Path, predictor: LatencyPredictor, options: tuple[str, ...], limit: str
+) -> None:
+    budget = () if "--device" in options else ("--budget", "1s")
+    arguments = ("search", checkpoint, "--data", "digits", "--out", "made", *budget, *options)
+    line = refused(*arguments, code=1)
+    assert limit in line
+    assert "ask for at least" in line
+    assert predictor.space.smallest().key in line
+    if budget:
+        assert "on local" not in line
+
+
+def test_a_device_without_a_table(checkpoint: Path, predictor: LatencyPredictor) -> None:
+    added = run("device", "add", "older", "--target", "x86-64-v2")
+    assert added.exit_code == 0, added.stderr
+    devices = ("--device", "local:1s", "--device", "older:1s")
+    line = refused("search", checkpoint, "--data", "digits", "--out", "made", *devices)
+    assert "bignas profile SPACE --device older" in line
+
+
+def test_a_run_folder_of_another_version(checkpoint: Path, predictor: LatencyPredictor) -> None:
+    folder = Path("made")
+    folder.mkdir()
+    (folder / "search.json").write_text('{"format_version": 1}')
+    arguments = ("search", checkpoint, "--data", "digits", "--out", "made", "--budget", "1s")
+    assert "format version 1" in refused(*arguments)
+
+
 def test_what_a_search_needs(
     checkpoint: Path, space_file: Path, other_space_file: Path, predictor: LatencyPredictor
 ) -> None:
     arguments = ("search", checkpoint, "--data", "digits", "--out", "made", "--budget", "1ms")
-    assert "evolution, random" in refused(*arguments, "--strategy", "guess")
+    assert "evolution, exhaustive" in refused(*arguments, "--strategy", "guess")
     few = ("--data", "digits", "--batch-size", 64, "--max-images", 64, "--epochs", 1)
     assert run("train", other_space_file, *few, "--out", "o.safetensors").exit_code == 0
     line = refused("search", "o.safetensors", *arguments[2:])

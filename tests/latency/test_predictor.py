@@ -116,6 +116,30 @@ def test_more_confidence_means_wider_intervals() -> None:
     assert widths[0] < widths[1]
 
 
+def test_one_sided_quantiles_meet_the_interval_and_their_inverse(
+    predictor: LatencyPredictor,
+) -> None:
+    predicted = predictor.predict(TEST)
+    upper = (1 + predictor.confidence) / 2
+    assert predictor.quantile_ms(TEST, upper) == pytest.approx(predicted.high_ms)
+    assert predictor.quantile_ms(TEST, 0.5) == pytest.approx(predicted.latency_ms)
+    assert predictor.quantile_ms(TEST, 1 - upper) == pytest.approx(predicted.low_ms)
+    bounds = [predictor.quantile_ms(TEST, level) for level in (0.1, 0.6, 0.9, 0.99, 0.999)]
+    assert (np.diff(bounds, axis=0) > 0).all()
+    for level in (0.2, 0.9, 0.99):
+        limit_ms = float(predictor.quantile_ms(TEST[:1], level)[0])
+        assert predictor.probability_within(TEST[:1], limit_ms) == pytest.approx([level])
+    for level in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            predictor.quantile_ms([], level)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_measured_networks_keep_a_quantile_as_often_as_it_says(level: float) -> None:
+    kept = [np.mean(fit(40, seed=seed).quantile_ms(TEST, level) >= TEST_MS) for seed in range(6)]
+    assert level - 0.08 <= np.mean(kept) <= level + 0.08
+
+
 def test_an_outlier_among_the_networks_is_survived() -> None:
     train = networks(30)
     train[3] = (train[3][0], train[3][1] * 5)

@@ -45,9 +45,9 @@ def top1(space: SearchSpace, architecture: Architecture) -> float:
 def evaluate(space: SearchSpace, architecture: Architecture, budget: LatencyBudget) -> Trial:
     """Too slow architectures are rejected without an accuracy, as the pipeline does it."""
     latency = latency_ms(space, architecture)
-    feasible = budget.allows(latency)
-    accuracy = top1(space, architecture) if feasible else None
-    return Trial(architecture, latency, feasible, accuracy)
+    load = latency / budget.budget_ms
+    accuracy = top1(space, architecture) if load <= 1 else None
+    return Trial(architecture, latency, load, accuracy)
 
 
 def search(

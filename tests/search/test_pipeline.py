@@ -1,6 +1,7 @@
 """The search as a whole: exact repetition and resumption, hopeless budgets, a delivered promise."""
 
 import dataclasses
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,11 @@ from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import fit_predictor, profile_space, space_workloads
 from bignas.search import pipeline
-from bignas.search.pipeline import SearchConfig, SearchProgress, run_search
+from bignas.search import strategy as registry
+from bignas.search.pipeline import SearchProgress, run_search
+from bignas.search.requirements import Site
+from bignas.search.result import SearchConfig
+from bignas.search.strategy import BUILT_IN
 from bignas.search.trial import Trial
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData, load_data
@@ -71,13 +76,12 @@ def _explore(
 
     with Store.open() as store:
         device = store.device("local")
+        site = Site(device, ObjectCache(device.target), _predictor(space), config.budget_ms)
         search = pipeline._Search(
-            Supernet(space, seed=0), data, device, store, ObjectCache(device.target),
-            _predictor(space), config, out, interrupt,
-        )  # fmt: skip
-        search.require_feasible()
-        trials, _ = search.explore({"config": repr(config)})
-    return trials
+            Supernet(space, seed=0), data, store, [site], config, out, interrupt
+        )
+        search.requirements.require_feasible(config.seed)
+        return search.explore({"config": repr(config)})
 
 
 def _middle_budget_ms(space: SearchSpace) -> float:
@@ -85,7 +89,7 @@ def _middle_budget_ms(space: SearchSpace) -> float:
     return float(np.sqrt(ends.high_ms[0] * ends.latency_ms[1]))
 
 
-@pytest.mark.parametrize("strategy", ["evolution", "random"])
+@pytest.mark.parametrize("strategy", sorted(BUILT_IN))
 def test_the_same_seed_gives_the_same_trials(
     tmp_path: Path, data: ImageData, strategy: str
 ) -> None:
@@ -96,14 +100,15 @@ def test_the_same_seed_gives_the_same_trials(
     assert sum(trial.top1 is not None for trial in first) == config.evaluations
 
 
+@pytest.mark.parametrize("strategy", sorted(BUILT_IN))
 def test_an_interrupted_search_continues_as_if_nothing_had_happened(
-    tmp_path: Path, data: ImageData
+    tmp_path: Path, data: ImageData, strategy: str
 ) -> None:
     space = _space()
-    config = SearchConfig(_middle_budget_ms(space), evaluations=30, validation_images=50)
+    config = SearchConfig(_middle_budget_ms(space), strategy, 40, validation_images=20)
     whole = _explore(tmp_path / "whole", space, data, config)
     with pytest.raises(KeyboardInterrupt):
-        _explore(tmp_path / "parts", space, data, config, stop_after=1)
+        _explore(tmp_path / "parts", space, data, config, stop_after=2)
     assert _explore(tmp_path / "parts", space, data, config) == whole
 
 
@@ -126,20 +131,58 @@ def test_a_hopeless_budget_names_the_fastest_architecture(tmp_path: Path, data: 
     assert not list(tmp_path.glob("*.json*"))
 
 
-def test_a_strategy_that_leaves_the_space_is_refused(
-    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+class _Astray:
+    """A strategy of another package that does what it must not."""
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        del space, seed
+
+    def suggest(self, count: int) -> list[object]:
+        return [make_space(stages=3).smallest()] * count
+
+    def tell(self, trials: list[Trial]) -> None:
+        raise AssertionError("told of an architecture outside the space")
+
+
+class _Raising(_Astray):
+    def suggest(self, count: int) -> list[object]:
+        raise KeyError("two\nlines")
+
+
+class _Mumbling(_Astray):
+    def suggest(self, count: int) -> list[object]:
+        return ["r32"] * count
+
+
+class _Unmakeable(_Astray):
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        raise ZeroDivisionError("not today")
+
+
+@pytest.mark.parametrize(
+    ("faulty", "complaint"),
+    [
+        (_Astray, "left the space: stages"),
+        (_Raising, "failed: KeyError"),
+        (_Mumbling, "not an architecture"),
+        (_Unmakeable, "failed: ZeroDivisionError: not today"),
+    ],
+)
+def test_a_faulty_strategy_is_refused_in_one_line(
+    tmp_path: Path,
+    data: ImageData,
+    monkeypatch: pytest.MonkeyPatch,
+    faulty: type[_Astray],
+    complaint: str,
 ) -> None:
-    class Astray:
-        def suggest(self, count: int) -> list[object]:
-            return [make_space(stages=3).smallest()] * count
-
-        def tell(self, trials: list[Trial]) -> None:
-            raise AssertionError("told of an architecture outside the space")
-
-    monkeypatch.setattr(pipeline, "create_strategy", lambda *_: Astray())
+    offered = EntryPoint("faulty", f"{__name__}:{faulty.__name__}", registry.ENTRY_POINT_GROUP)
+    monkeypatch.setattr(EntryPoint, "load", lambda _: faulty)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [offered])
     space = _space()
-    with pytest.raises(InputError, match="stages"):
-        _explore(tmp_path, space, data, SearchConfig(_middle_budget_ms(space)))
+    with pytest.raises(InputError, match=complaint) as caught:
+        _explore(tmp_path, space, data, SearchConfig(_middle_budget_ms(space), "faulty"))
+    assert "'faulty'" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_data_of_other_classes_are_refused(tmp_path: Path, data: ImageData) -> None:

@@ -7,9 +7,17 @@ import pytest
 
 from bignas.device_db.errors import InputError
 from bignas.search import strategy as registry
+from bignas.search.coarse_to_fine import CoarseToFine
 from bignas.search.constraint import LatencyBudget
 from bignas.search.evolution import EvolutionConfig, RegularizedEvolution
-from bignas.search.strategy import BUILT_IN, create_strategy, strategy_names
+from bignas.search.local_search import LocalSearch, LocalSearchConfig
+from bignas.search.pareto import hypervolume
+from bignas.search.strategy import (
+    BUILT_IN,
+    DEFAULT_STRATEGY,
+    create_strategy,
+    strategy_names,
+)
 from bignas.search.trial import Trial
 from tests.search.synthetic import evaluate, latency_ms, make_space, search, top1
 
@@ -103,6 +111,80 @@ def test_evolution_comes_close_to_the_optimum_under_loose_and_tight_budgets(
     assert best.top1 >= accuracies[-1] - 0.01
 
 
+@pytest.mark.parametrize("quantile", [0.02, 0.3, 0.9])
+def test_the_default_finds_the_optimum_in_a_fiftieth_of_the_space(quantile: float) -> None:
+    space = make_space()
+    budget = budget_at(quantile)
+    optimum = max(
+        top1(space, arch)
+        for arch in space.architectures()
+        if budget.allows(latency_ms(space, arch))
+    )
+    for seed in range(2):
+        strategy = create_strategy(DEFAULT_STRATEGY, space, seed)
+        trials = search(strategy, space, budget, space.size() // 50, batch=50)
+        assert max(trial.score for trial in trials) == optimum
+
+
+def test_the_default_finds_the_few_that_keep_a_very_tight_limit() -> None:
+    space = make_space()
+    fastest = sorted((latency_ms(space, arch), arch.key) for arch in space.architectures())[:8]
+    budget = LatencyBudget(fastest[-1][0])
+    trials = search(create_strategy(DEFAULT_STRATEGY, space, 0), space, budget, 500)
+    assert {one.architecture.key for one in trials if one.feasible} >= {key for _, key in fastest}
+
+
+def test_the_default_s_front_beats_random_search_s() -> None:
+    space = make_space(stages=4)
+    budget = budget_at(0.6)
+    for seed in range(2):
+        areas = [
+            hypervolume(search(create_strategy(name, space, seed), space, budget, 200), 10.0)
+            for name in (DEFAULT_STRATEGY, "random")
+        ]
+        assert areas[0] > areas[1]
+
+
+def test_nsga2_mates_the_best_of_all_it_was_told() -> None:
+    space = make_space(stages=4)
+    budget = budget_at(0.6)
+    strategy = create_strategy("nsga2", space, 0)
+    trials = search(strategy, space, budget, 640)
+    start, end = trials[:64], trials[-64:]
+    assert np.mean([one.score for one in end]) > np.mean([one.score for one in start])
+    assert hypervolume(trials, 10.0) > hypervolume(
+        search(create_strategy("random", space, 0), space, budget, 640), 10.0
+    )
+
+
+def test_a_space_that_is_too_large_is_not_enumerated() -> None:
+    with pytest.raises(InputError, match="at most"):
+        create_strategy("exhaustive", make_space(stages=6), 0)
+
+
+def test_coarse_to_fine_looks_at_its_grid_first() -> None:
+    space = make_space()
+    strategy = CoarseToFine(space, 0)
+    trials = search(strategy, space, budget_at(0.5), len(strategy.grid), batch=8)
+    assert {trial.architecture for trial in trials[: len(strategy.grid)]} == set(strategy.grid)
+    assert space.smallest() == trials[0].architecture
+    assert space.biggest() in strategy.grid
+    for architecture in strategy.grid:  # one level for all stages
+        assert len(set(architecture.stages)) == 1
+
+
+def test_local_search_leaves_the_best_in_all_directions() -> None:
+    space, budget = make_space(), LatencyBudget(1e6)
+    strategy = LocalSearch(space, 0, LocalSearchConfig(starts=3))
+    start = search(strategy, space, budget, 3, batch=3)
+    best = max(start, key=lambda trial: trial.score).architecture
+    directions = sum(len(options) - 1 for _, options in space.dimensions())
+    around = strategy.suggest(directions)
+    row = np.array(space.positions(best))
+    distances = [int((row != space.positions(one)).sum()) for one in around]
+    assert distances == [1] * directions
+
+
 def test_evolution_beats_random_search() -> None:
     space = make_space(stages=4)
     budget = budget_at(0.3)
@@ -131,10 +213,10 @@ def test_the_population_ages_and_prefers_the_feasible() -> None:
     rng = np.random.default_rng(0)
     strategy = RegularizedEvolution(space, 0, EvolutionConfig(population=4, tournament=2))
     archs = list(dict.fromkeys(space.sample(rng) for _ in range(40)))[:12]
-    slow = [Trial(arch, 10.0 - index, False) for index, arch in enumerate(archs[:6])]
+    slow = [Trial(arch, 10.0 - index, 10.0 - index) for index, arch in enumerate(archs[:6])]
     strategy.tell(slow)
     assert strategy.population() == [slow[5], slow[4], slow[3], slow[2]]
-    good = [Trial(arch, 1.0, True, 0.9 - index / 10) for index, arch in enumerate(archs[6:])]
+    good = [Trial(arch, 1.0, 0.5, 0.9 - index / 10) for index, arch in enumerate(archs[6:])]
     strategy.tell(good[:2])
     assert strategy.population() == [*good[:2], slow[5], slow[4]]
     strategy.tell(good[2:])
@@ -144,8 +226,8 @@ def test_the_population_ages_and_prefers_the_feasible() -> None:
 def test_a_later_trial_of_an_architecture_replaces_the_earlier_one() -> None:
     space = make_space()
     strategy = RegularizedEvolution(space, 0)
-    strategy.tell([Trial(space.smallest(), 1.0, True, 0.5)])
-    measured = Trial(space.smallest(), 1.2, True, 0.6)
+    strategy.tell([Trial(space.smallest(), 1.0, 0.5, 0.5)])
+    measured = Trial(space.smallest(), 1.2, 0.5, 0.6)
     strategy.tell([measured])
     assert strategy.population() == [measured]
 

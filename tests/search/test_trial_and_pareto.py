@@ -18,7 +18,7 @@ objectives = st.lists(
 
 
 def trials_of(pairs: list[tuple[float, float | None]]) -> list[Trial]:
-    return [Trial(ARCHITECTURE, latency, True, accuracy) for latency, accuracy in pairs]
+    return [Trial(ARCHITECTURE, latency, 0.5, accuracy) for latency, accuracy in pairs]
 
 
 def dominates(first: Trial, second: Trial) -> bool:
@@ -31,16 +31,16 @@ def dominates(first: Trial, second: Trial) -> bool:
 @pytest.mark.parametrize(("latency", "accuracy"), [(0.0, 0.5), (math.nan, 0.5), (1.0, 70.0)])
 def test_impossible_trials_are_refused(latency: float, accuracy: float) -> None:
     with pytest.raises(ValueError, match="must be"):
-        Trial(ARCHITECTURE, latency, True, accuracy)
+        Trial(ARCHITECTURE, latency, 0.5, accuracy)
 
 
 def test_feasible_beats_infeasible_and_fast_beats_slow_among_the_infeasible() -> None:
     ranked = [
-        Trial(ARCHITECTURE, 1.0, True, 0.9),
-        Trial(ARCHITECTURE, 0.5, True, 0.1),
-        Trial(ARCHITECTURE, 0.5, True, None),
-        Trial(ARCHITECTURE, 2.0, False, 0.99),
-        Trial(ARCHITECTURE, 3.0, False, None),
+        Trial(ARCHITECTURE, 1.0, 0.5, 0.9),
+        Trial(ARCHITECTURE, 0.5, 0.5, 0.1),
+        Trial(ARCHITECTURE, 0.5, 0.5, None),
+        Trial(ARCHITECTURE, 2.0, 2.0, 0.99),
+        Trial(ARCHITECTURE, 3.0, 3.0, None),
     ]
     scores = [trial.score for trial in ranked]
     assert all(better > worse for better, worse in itertools.pairwise(scores))

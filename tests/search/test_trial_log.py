@@ -17,8 +17,8 @@ def _batches(count: int) -> list[list[Trial]]:
     space, random = make_space(), np.random.default_rng(0)
     return [
         [
-            Trial(space.sample(random), 1.0 + index, True, 0.5),
-            Trial(space.sample(random), 9.0, False),
+            Trial(space.sample(random), 1.0 + index, 0.5, 0.5),
+            Trial(space.sample(random), 9.0, 3.0),
         ]
         for index in range(count)
     ]

@@ -1,0 +1,77 @@
+"""What a child network needs beside time, from its architecture alone.
+
+MACs and parameters are exact. Memory and bundle size are estimates that guide the search; what is
+delivered is held to the sizes in its manifest.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from types import MappingProxyType
+
+from bignas.compile.manifest import Manifest
+from bignas.device_db.records import Operator
+from bignas.supernet.space import Architecture, Layer, SearchSpace
+
+__all__ = ["RESOURCES", "bundle_bytes", "delivered", "memory_bytes", "weight_bytes"]
+
+BYTES_PER_VALUE = 4
+COPIES_OF_WEIGHTS = 3  # in the runner, in the library and in the ONNX model
+GOLDEN_IMAGES = 16
+BYTES_PER_KERNEL = 5_000  # of code, in the runner and in the library together
+BYTES_OF_THE_REST = 20_000  # manifest, headers, runner
+
+
+def weight_bytes(space: SearchSpace, architecture: Architecture) -> int:
+    """Bytes of the weights and biases in a binary, without padding."""
+    layers = space.layers(architecture)
+    values = sum(one.weight_count + one.out_channels for one in layers if one.weight_count)
+    return BYTES_PER_VALUE * values
+
+
+def memory_bytes(space: SearchSpace, architecture: Architecture) -> int:
+    """Bytes of the weights and of all values alive at once in the most demanding kernel."""
+    most = 0
+    layers = space.layers(architecture)
+    for _, group in groupby(layers, key=lambda layer: layer.name.rpartition(".")[0]):
+        block = list(group)
+        kept = _input(block[0]) if any(one.residual for one in block) else 0
+        for index, layer in enumerate(block):
+            gated = _input(layer) if layer.operator is Operator.GLOBAL_POOL else 0
+            beside = kept if index else 0
+            most = max(most, _input(layer) + _output(layer) + beside + gated)
+    return weight_bytes(space, architecture) + BYTES_PER_VALUE * most
+
+
+def bundle_bytes(space: SearchSpace, architecture: Architecture) -> int:
+    """Bytes of all files of a bundle, about."""
+    golden = GOLDEN_IMAGES * (space.in_channels * architecture.resolution**2 + space.classes)
+    code = BYTES_PER_KERNEL * len(set(space.layers(architecture)))
+    weights = COPIES_OF_WEIGHTS * weight_bytes(space, architecture)
+    return weights + BYTES_PER_VALUE * golden + code + BYTES_OF_THE_REST
+
+
+RESOURCES: Mapping[str, Callable[[SearchSpace, Architecture], int]] = MappingProxyType(
+    {
+        "macs": SearchSpace.macs,
+        "params": SearchSpace.params,
+        "memory_bytes": memory_bytes,
+        "bundle_bytes": bundle_bytes,
+    }
+)
+
+
+def delivered(manifest: Manifest) -> dict[str, int]:
+    """What a bundle really needs, by the names of `Limits`, as far as its manifest tells."""
+    return {
+        "macs": manifest.macs,
+        "memory_bytes": manifest.weights_bytes + manifest.workspace_bytes,
+        "bundle_bytes": sum(entry.size_bytes for entry in manifest.files.values()),
+    }
+
+
+def _input(layer: Layer) -> int:
+    return layer.height * layer.width * layer.in_channels
+
+
+def _output(layer: Layer) -> int:
+    return layer.out_height * layer.out_width * layer.out_channels

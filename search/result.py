@@ -1,0 +1,173 @@
+"""What a search found, as values and as the content of result.json."""
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from bignas.device_db.errors import InputError
+from bignas.search.anatomy import KernelShare
+from bignas.search.constraint import LatencyBudget, Limits
+from bignas.search.strategy import DEFAULT_STRATEGY
+from bignas.supernet.space import Architecture
+
+__all__ = [
+    "BUNDLE",
+    "FORMAT_VERSION",
+    "RESULT",
+    "Candidate",
+    "LatencyAt",
+    "Objective",
+    "SearchConfig",
+    "SearchResult",
+]
+
+FORMAT_VERSION = 2
+# History: 1 first version, without a number; 2 several devices, all finalists, kernels.
+
+BUNDLE = "bundle"
+RESULT = "result.json"
+
+
+class Objective(StrEnum):
+    """What a search is after."""
+
+    ACCURACY = "accuracy"  # the best architecture alone
+    ACCURACY_AND_LATENCY = "accuracy-latency"  # the front below the budget, too
+
+
+@dataclass(frozen=True, slots=True)
+class SearchConfig:
+    """What a search is asked for. Raises InputError when a number makes no sense."""
+
+    budget_ms: float
+    strategy: str = DEFAULT_STRATEGY
+    evaluations: int = 150  # architectures whose accuracy is measured while exploring
+    finalists: int = 5  # that are compiled and measured, beside the front
+    seed: int = 0
+    validation_images: int = 2000  # while exploring; finalists are evaluated on all
+    confidence: float = 0.95  # probability of keeping a budget, as predicted, to be considered
+    limits: Limits = field(default_factory=Limits)
+    objective: Objective = Objective.ACCURACY_AND_LATENCY
+
+    def __post_init__(self) -> None:
+        LatencyBudget(self.budget_ms)
+        for name in ("evaluations", "finalists", "validation_images"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.confidence < 1:
+            raise InputError(f"confidence must lie between 0 and 1, not {self.confidence:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyAt:
+    """A network on one device: latencies in ms, and the probability of keeping the budget there."""
+
+    device: str
+    budget_ms: float
+    predicted_ms: float
+    interval_ms: tuple[float, float]
+    probability: float
+    measured_ms: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether it keeps the budget as measured."""
+        return LatencyBudget(self.budget_ms).allows(self.measured_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One architecture: accuracy (0 to 1) on validation images, latencies on each device in ms."""
+
+    architecture: Architecture
+    top1: float
+    macs: int
+    params: int
+    latencies: tuple[LatencyAt, ...]
+
+    @property
+    def kept(self) -> bool:
+        """Whether it keeps all budgets as measured."""
+        return all(one.kept for one in self.latencies)
+
+    @property
+    def measured_ms(self) -> float:
+        """Its latency on the first device."""
+        return self.latencies[0].measured_ms
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        first = self.latencies[0]
+        return {
+            "arch": self.architecture.to_dict(),
+            "top1": self.top1,
+            "macs": self.macs,
+            "params": self.params,
+            "predicted_ms": first.predicted_ms,
+            "interval_ms": list(first.interval_ms),
+            "measured_ms": first.measured_ms,
+            "probability": first.probability,
+            "devices": [asdict(one) for one in self.latencies],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a search delivers; `test_top1` and `binary_agreement` are of the winner's binary.
+
+    `binary_agreement` is the share of test images on which the binary and the supernet's child give
+    the same class. `front` and `finalists` were all measured. `bundles` are folders, by device.
+    """
+
+    space: str
+    config: SearchConfig
+    best: Candidate
+    front: tuple[Candidate, ...]
+    finalists: tuple[Candidate, ...]
+    bundles: dict[str, str]
+    kernels: tuple[KernelShare, ...]  # of the best, on the first device
+    test_top1: float
+    binary_agreement: float
+    evaluated: int
+    suggested: int
+
+    @property
+    def device(self) -> str:
+        """The first device."""
+        return self.best.latencies[0].device
+
+    @property
+    def bundle(self) -> str:
+        """The bundle for the first device."""
+        return self.bundles[self.device]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return result.json's content."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "device": self.device,
+            "space": self.space,
+            "budget_ms": self.config.budget_ms,
+            "confidence": self.config.confidence,
+            "limits": self.config.limits.given(),
+            "objective": self.config.objective.value,
+            "best": {**self.best.to_dict(), "test_top1": self.test_top1},
+            "front": [candidate.to_dict() for candidate in self.front],
+            "finalists": [candidate.to_dict() for candidate in self.finalists],
+            "bundle": self.bundle,
+            "bundles": self.bundles,
+            "kernels": [asdict(one) for one in self.kernels],
+            "binary_agreement": self.binary_agreement,
+            "strategy": self.config.strategy,
+            "seed": self.config.seed,
+            "evaluated": self.evaluated,
+            "suggested": self.suggested,
+            "kinds": {
+                "predicted_ms": "predicted",
+                "interval_ms": "predicted",
+                "probability": "predicted",
+                "measured_ms": "measured",
+                "top1": "measured on validation images",
+                "test_top1": "measured on test images with the binary",
+            },
+        }

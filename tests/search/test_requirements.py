@@ -1,0 +1,97 @@
+"""Loads of several limits together, and the resources behind them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bignas.compile.codegen import code_hash
+from bignas.compile.network import graph_with_random_weights
+from bignas.compile.objects import ObjectCache
+from bignas.compile.plan import make_plan
+from bignas.compile.schedule import candidates
+from bignas.device_db.errors import BudgetError, InfeasibleBudgetError, InputError
+from bignas.device_db.probe import probe_local
+from bignas.latency.kernel_model import KernelTable
+from bignas.latency.predictor import LatencyPredictor
+from bignas.latency.profile import space_workloads
+from bignas.search.constraint import Limits
+from bignas.search.requirements import Requirements, Site
+from bignas.search.resources import memory_bytes
+from bignas.supernet.spaces import load_space
+from tests.search.synthetic import make_space
+
+SPACE = make_space(stages=2)
+DEVICE = probe_local()
+
+
+def site(name: str, budget_ms: float, macs_per_us: float = 1e5) -> Site:
+    table = {work: 1.0 + work.macs / macs_per_us for work in space_workloads(SPACE)}
+    predictor = LatencyPredictor.fit(SPACE, KernelTable(table, name, code_hash()), [])
+    device = dataclasses.replace(DEVICE, name=name)
+    return Site(device, ObjectCache(device.target), predictor, budget_ms)
+
+
+def test_the_load_is_the_largest_share_of_any_limit() -> None:
+    limits = Limits(macs=SPACE.macs(SPACE.biggest()), params=10**9)
+    rng = np.random.default_rng(0)
+    some = [SPACE.sample(rng) for _ in range(20)]
+    both = Requirements(SPACE, (site("a", 0.1), site("b", 0.3, 2e4)), 0.95, limits)
+    shares = both.shares(some)
+    assert set(shares) == {"latency on a", "latency on b", "macs", "params"}
+    assert np.array_equal(both.loads(some), np.max(list(shares.values()), axis=0))
+    alone = Requirements(SPACE, (site("a", 0.1),), 0.95)
+    assert (both.loads(some) >= alone.loads(some)).all()
+
+
+def test_more_confidence_leaves_less_room() -> None:
+    one = site("a", 0.1)
+    loads = [
+        Requirements(SPACE, (one,), confidence).loads([SPACE.biggest()])[0]
+        for confidence in (0.05, 0.5, 0.9, 0.95, 0.999)
+    ]
+    assert loads == sorted(loads)
+    assert loads[0] < loads[-1]
+    latency_ms = one.predictor.predict([SPACE.biggest()]).latency_ms[0]
+    assert loads[1] == pytest.approx(latency_ms / 0.1)
+
+
+def test_a_load_of_one_is_kept_with_the_confidence_asked_for() -> None:
+    for confidence in (0.6, 0.95, 0.99):
+        bound_ms = float(site("a", 1.0).predictor.quantile_ms([SPACE.biggest()], confidence)[0])
+        requirements = Requirements(SPACE, (site("a", bound_ms),), confidence)
+        assert requirements.loads([SPACE.biggest()])[0] == pytest.approx(1)
+        assert requirements.probabilities(SPACE.biggest())["a"] == pytest.approx(confidence)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, 2.0, float("nan")])
+def test_a_confidence_outside_its_range_is_refused(confidence: float) -> None:
+    with pytest.raises(InputError, match="between 0 and 1"):
+        Requirements(SPACE, (site("a", 1.0),), confidence)
+
+
+def test_a_device_counts_once() -> None:
+    with pytest.raises(BudgetError, match="twice"):
+        Requirements(SPACE, (site("a", 1.0), site("a", 2.0)), 0.9)
+
+
+def test_infeasible_limits_are_all_named() -> None:
+    requirements = Requirements(SPACE, (site("a", 1e-6), site("b", 1e3)), 0.9, Limits(params=10))
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        requirements.require_feasible(0)
+    message = str(caught.value)
+    assert SPACE.smallest().key in message
+    assert "on a" in message
+    assert "10 params" in message
+    assert "on b" not in message
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar", "bignas"])
+def test_memory_is_what_the_call_plan_needs_within_a_twentieth(name: str) -> None:
+    space = load_space(name)
+    for architecture in (space.smallest(), space.sample(np.random.default_rng(1))):
+        graph = graph_with_random_weights(space, architecture)
+        schedules = [candidates(one, DEVICE.target)[0] for one in graph.workloads]
+        plan = make_plan(graph, schedules, DEVICE.target.vector_lanes)
+        needed = len(plan.weights) + plan.workspace_bytes
+        assert memory_bytes(space, architecture) == pytest.approx(needed, rel=0.05)
