@@ -10,10 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from bignas.compile import emulator, toolchain
-from bignas.compile.bundle import RUNNER, TOLERANCE, Bundle, verify
+from bignas.compile.bundle import (
+    RUNNER,
+    TOLERANCE,
+    Bundle,
+    BundleContents,
+    verify,
+    write_bundle,
+)
+from bignas.compile.lower import lower_onnx
 from bignas.compile.manifest import ScheduleSource
+from bignas.compile.network import build_network
+from bignas.compile.objects import ObjectCache
+from bignas.compile.onnx_export import export_onnx
 from bignas.device_db.errors import BundleError, ToolchainError, VerificationError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
@@ -21,7 +34,8 @@ from bignas.device_db.records import Target
 from bignas.latency.bench import bench_bundle
 from bignas.supernet.space import Architecture
 from bignas.supernet.spaces import load_space
-from tests.compile.bundles import child_bundle, child_contents
+from tests.compile.bundles import child_bundle, child_contents, device_of
+from tests.compile.networks import first_schedules
 from tests.compile.tools import FOREIGN, require_command, require_cross_tools
 
 SPACE = load_space("cifar")
@@ -71,6 +85,28 @@ def test_threads_of_other_families_answer_alike(preset: str, tmp_path: Path) -> 
     bundle = child_bundle(tmp_path / "bundle", SPACE.smallest(), preset, threads=2)
     assert bundle.manifest.threads == 2
     assert verify(bundle).ok
+
+
+@pytest.mark.parametrize("preset", FOREIGN)
+def test_fallback_kernels_bring_their_mathematics(preset: str, tmp_path: Path) -> None:
+    """The runner's own functions are right on every processor family."""
+    require_cross_tools(PRESETS[preset])
+    torch.manual_seed(1)
+    layers = nn.Conv2d(3, 8, 3), nn.GELU(), nn.Mish(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model = export_onnx(nn.Sequential(*layers, nn.Linear(8, 5), nn.Softmax(1)), 12)
+    graph = lower_onnx(model)
+    device = device_of(preset)
+    schedules = first_schedules(graph, device.target)
+    network = build_network(graph, schedules, ObjectCache(device.target))
+    images = np.random.default_rng(0).standard_normal((3, 3, 12, 12)).astype(np.float32)
+    contents = BundleContents("network", network, model, images, device, preprocessing={})
+    bundle = write_bundle(tmp_path / "bundle", contents)
+    assert {"erf", "softmax", "tanh"} <= set(bundle.manifest.fallbacks)
+    result = verify(bundle)
+    assert result.ok
+    assert result.max_abs_error < 1e-6
+    size = (bundle.path / RUNNER).stat().st_size
+    assert size <= bundle.manifest.weights_bytes + ALLOWANCE_BYTES
 
 
 @pytest.mark.parametrize("preset", FOREIGN)
