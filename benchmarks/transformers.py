@@ -61,7 +61,7 @@ def measure(path: Path, seeds: int) -> dict[str, Any]:
         }
         for name, latency_ms in predicted.items():
             errors.setdefault(name, []).append(mape(latency_ms, table.latency_ms[test]))
-        progress(f"seed {seed}: {({name: round(row[-1], 4) for name, row in errors.items()})}")
+        progress(f"seed {seed}: { ({name: round(row[-1], 4) for name, row in errors.items()}) }")
     return {
         "arguments": {"csv": path.name, "seeds": seeds},
         "rows": count,
@@ -70,9 +70,7 @@ def measure(path: Path, seeds: int) -> dict[str, Any]:
     }
 
 
-def plain_xgboost(
-    table: TransformerTable, train: Indices, valid: Indices, test: Indices
-) -> Array:
+def plain_xgboost(table: TransformerTable, train: Indices, valid: Indices, test: Indices) -> Array:
     """Boosted trees on the table's columns, ended by the error on validation rows."""
     parts = [
         xgboost.DMatrix(table.features[rows], label=table.latency_ms[rows])

@@ -27,12 +27,12 @@ __all__ = ["Mixture", "fit_mixture", "prior_weights"]
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-DRAWS = 1024
+DRAWS = 512
 MISSING = 0.5  # probability that a component is missing in a draw
 LOG_NOISE = (-4.0, 2.0)  # normal prior of the logarithm of the share of noise
 CONSTANT = 100.0  # variance of the intercept
 FREEDOM = 4.0  # degrees of freedom of the noise
-ROUNDS = 3  # of expectation maximisation
+ROUNDS = 8  # of expectation maximisation
 MANY = 100
 
 
@@ -105,8 +105,8 @@ class _Posterior:
             duals = inverse @ targets
             fit = duals @ targets
             # the scale of the process is integrated out under an inverse gamma prior
-            evidence = (
-                0.5 * np.linalg.slogdet(inverse)[1] - 0.5 * (count + 1) * np.log((fit + 1) / 2)
+            evidence = 0.5 * np.linalg.slogdet(inverse)[1] - 0.5 * (count + 1) * np.log(
+                (fit + 1) / 2
             )
             probability = np.exp(evidence - evidence.max())
             probability /= probability.sum()

@@ -11,6 +11,7 @@ Whatever is wrong with a table is an InputError with one line that names the fil
 import csv
 import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,11 +173,11 @@ _DEVICES, _LATENCY, _ARCH, _OPERATORS = "devices", "latency_ms", "arch", "op_nam
 def load_table(path: Path) -> PublishedTable:
     """Read an NPZ file. Raises InputError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except OSError as error:
         raise InputError(f"cannot read the table {path}: {error.strerror or error}") from error
-    except (ValueError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path} is not a table in NPZ format, or a damaged one") from error
     try:
         return _table(arrays)
