@@ -1,4 +1,4 @@
-"""What to measure next: the chosen architectures against random ones, replayed on a published table.
+"""What to measure next: chosen architectures against random ones, replayed on published tables.
 
     python benchmarks/active.py --data FILE.npz --json
 
@@ -36,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="table in NPZ format")
     parser.add_argument("--target", type=names, default=[], help="new devices; all when left out")
+    parser.add_argument("--without-sources", action="store_true", help="no device is known")
     parser.add_argument("--samples", type=int, default=20, help="that random choice measures")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print nothing but one JSON document")
@@ -54,7 +55,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, dict[str, float | None]] = {}
     for target, truth_ms in zip(targets, truths_ms, strict=True):
         family = target.split("_")[0]
-        problem = table.problem([one for one in table.devices if one.split("_")[0] != family])
+        others = [one for one in table.devices if one.split("_")[0] != family]
+        problem = table.problem([] if options.without_sources else others)
         rows[target] = replay(problem, truth_ms, options.samples, options.seeds)
         progress(f"{target}: {rows[target]}")
     shares = [np.inf if row["time_share"] is None else row["time_share"] for row in rows.values()]
@@ -62,6 +64,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "arguments": {
             "data": options.data.name,
             "target": targets,
+            "without_sources": options.without_sources,
             "samples": options.samples,
             "seeds": options.seeds,
         },

@@ -1,6 +1,6 @@
 """Latency tables that others published, read with suspicion.
 
-Two formats. NPZ: `devices` [s], `latency_ms` [s, n], and the architectures as `arch` [n, positions],
+Two formats. NPZ: `devices` [s], `latency_ms` [s, n], and architectures as `arch` [n, positions],
 indices into `op_names`, or as further integer tables of n rows (once-for-all: `kernel`, `expand`,
 `depth`, `resolution`). CSV of the Hardware-Aware Transformers repository: columns of numbers, of
 which `latency_mean_encoder` and `latency_mean_decoder` add up to the latency.

@@ -7,7 +7,8 @@ In which way they resemble is open, so each way is a component, a block of colum
 
 - `counts` and `columns`: any weight for each group of features, or each feature, without sources;
 - of each kind of profile, split by ridge regression into a sum over the features and a rest:
-  `mean` and `spread` of the sums, `raw` mean and `rest` of the whole profiles;
+  `mean` and `spread` of the sums, `raw` mean and `rest` of the whole profiles; estimates are free
+  of noise, so that their `values` are taken as they are;
 - the sums of the mean profile taken apart again, as a new device may be slower for one operator or
   in one stage: `scaled_*` allows a factor for each group of features, `each` one for each feature.
 
@@ -118,8 +119,7 @@ _OF_SOURCES = {
     "each": (-3.0, 2.0),
 }
 _OF_ESTIMATES = {
-    "mean": (-2.0, 2.0),
-    "spread": (-2.0, 2.0),
+    "values": (-2.0, 2.0),
     "scaled": (-2.5, 2.0),
     "each": (-3.0, 2.0),
 }
@@ -142,6 +142,7 @@ def _profile_components(
     blocks = {
         "mean": sums.mean(axis=1, keepdims=True),
         "raw": values.mean(axis=1, keepdims=True),
+        "values": values,
         "spread": sums - sums.mean(axis=1, keepdims=True),
         "rest": rest - rest.mean(axis=1, keepdims=True),
         "each": split,
@@ -171,9 +172,10 @@ def _contrasts(weights: Array, problem: TransferProblem) -> Array:
 def _groups(columns: Array, partitions: tuple[Integers, ...]) -> Array:
     """Sum the columns of each group; without partitions all columns are one group."""
     if not partitions:
-        return columns.sum(axis=1, keepdims=True)
+        return np.asarray(columns.sum(axis=1, keepdims=True))
     groups = np.unique(partitions[0], return_inverse=True)[1]
-    return np.asarray(columns @ np.eye(groups.max() + 1)[groups])
+    membership: Array = np.eye(groups.max() + 1)[groups]
+    return columns @ membership
 
 
 def _normalised(columns: Array) -> Array:

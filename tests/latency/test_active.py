@@ -63,5 +63,5 @@ def test_of_equal_candidates_the_cheaper_is_chosen() -> None:
     ("noise", "costs"), [(0.0, None), (0.1, np.zeros(300)), (0.1, np.ones(299))]
 )
 def test_nonsense_is_refused(noise: float, costs: Array | None) -> None:
-    with pytest.raises(ValueError, match="positive|fit"):
+    with pytest.raises(ValueError, match=r"positive|fit"):
         next_batch(basis(), NONE, 5, np.random.default_rng(0), noise, costs)

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.latency.transfer_tables import COUNT, device, one_hot, problem
 
 from bignas.device_db.errors import InputError
 from bignas.latency.metrics import mape, spearman
 from bignas.latency.transfer import transfer
 from bignas.latency.transfer_prior import TransferProblem, components
+from tests.latency.transfer_tables import COUNT, device, one_hot, problem
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]

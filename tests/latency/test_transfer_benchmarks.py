@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from tests.latency.transfer_tables import OPTIONS, POSITIONS, device, one_hot
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +18,7 @@ TABLES = ROOT.parent / "shared" / "data" / "latency"
 
 @pytest.fixture
 def tables() -> Path:
-    """The published tables; without them the test is skipped, in continuous integration it fails."""
+    """The published tables. Without them the test is skipped, or fails where CI=true."""
     if not TABLES.is_dir():
         message = f"no published latency tables at {TABLES}"
         if os.environ.get("CI") == "true":

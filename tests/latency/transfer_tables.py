@@ -23,8 +23,9 @@ def device(features: Array, seed: int, own: float = 0.2, noise: float = 0.01) ->
     """Latencies [n] in ms: common prices, times a factor per feature that is the device's own."""
     common = np.random.default_rng(1234).uniform(0.1, 1.0, features.shape[1])
     rng = np.random.default_rng(seed)
-    prices = common * np.exp(own * rng.normal(size=len(common)))
-    return (1 + features @ prices) * np.exp(noise * rng.normal(size=len(features)))
+    prices = common * np.exp(own * rng.normal(size=features.shape[1]))
+    latency_ms: Array = (1 + features @ prices) * np.exp(noise * rng.normal(size=len(features)))
+    return latency_ms
 
 
 def problem(features: Array, *sources: Array) -> TransferProblem:
