@@ -33,7 +33,7 @@ LOG_NOISE = (-4.0, 2.0)  # normal prior of the logarithm of the share of noise
 CONSTANT = 100.0  # variance of the intercept
 FREEDOM = 4.0  # degrees of freedom of the noise
 ROUNDS = 8  # of expectation maximisation
-MANY = 100
+MANY = 60
 
 
 @dataclass(frozen=True, eq=False)
