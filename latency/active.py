@@ -6,8 +6,8 @@ outcome, and a batch is chosen greedily: each time the candidate that reduces th
 of all candidates most, for each unit of time that it costs (active learning by Cohn's criterion,
 Cohn, "Neural network exploration using optimal experiment design", Neural Networks 9, 1996).
 
-Choosing the most uncertain candidate instead (D-optimal design) picks extreme architectures, which
-say little about the ordinary ones.
+The most uncertain candidates (D-optimal design) would be extreme architectures; what counts here is
+the certainty about ordinary ones.
 """
 
 import numpy as np

@@ -49,7 +49,7 @@ def test_related_sources_help() -> None:
 @pytest.mark.parametrize("kind", ["noise", "opposite", "unrelated"])
 def test_misleading_sources_hardly_hurt(kind: str) -> None:
     # A dozen components that explain nothing are tried against 16 samples: a quarter more error
-    # (measured: at most a tenth) is what believing in one of them now and then may cost.
+    # (measured: at most 4%) is what believing in one of them now and then may cost.
     features = one_hot()
     truth_ms = device(features, seed=1)
     rng = np.random.default_rng(5)
