@@ -27,7 +27,7 @@ def space_problem(
     """
     features, partitions = _choices(architectures)
     known = [one.for_space(space).predict(architectures).latency_ms for one in sources]
-    sums = SpaceSums(space, _unit_latencies)(architectures)
+    sums = SpaceSums(space, _unit_latencies, tuple)(architectures)
     return TransferProblem(
         features=features,
         partitions=partitions,

@@ -18,6 +18,7 @@ from bignas.compile.codegen import build_object
 from bignas.compile.schedule import Schedule
 from bignas.device_db import probe
 from bignas.device_db.presets import PRESETS
+from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Target, Workload
 from bignas.device_db.store import Store
 from bignas.latency import tuning
@@ -364,6 +365,18 @@ def test_a_bundle_for_another_processor_of_this_family_is_made_unmeasured(
         assert "instructions this processor" in refused("verify", "made")
 
 
-def test_threads_of_another_processor_family_are_checked() -> None:
-    run("device", "add", "far", "--target", FOREIGN[0], "--threads", "4")
-    assert "4 threads" in refused("compile", "x.onnx", "--device", "far", "--out", "made")
+@pytest.mark.slow
+def test_a_bundle_of_two_threads(checkpoint: Path) -> None:
+    """Tuned, compiled, verified and measured with two threads; on one core, compiled unmeasured."""
+    assert run("device", "add", "two", "--threads", "2").exit_code == 0
+    arguments = ("compile", checkpoint, "--arch", "smallest", "--data", "digits", "--out", "made")
+    made = run_json(*arguments, "--device", "two")
+    assert made["threads"] == 2
+    assert run_json("verify", "made")["ok"]
+    if probe_local().cores < 2:
+        assert made["untuned"] == made["kernels"]
+        assert "2 threads" in refused("bench", "made")
+    else:
+        assert made["untuned"] == 0
+        found = run_json("bench", "made")
+        assert (found["device"], found["threads"], found["kind"]) == ("two", 2, "measured")
