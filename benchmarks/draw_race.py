@@ -27,8 +27,8 @@ COLORS = dict(
     zip(ENGINES, ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#7f7f7f"), strict=True)
 )
 MARKERS = dict(zip(ENGINES, "DosvP^", strict=True))
-LIMITS = (0.4, 5.0)  # what is slower still is drawn at the border
-TICKS = (0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
+LIMITS = (0.33, 2.6)  # what is slower still is drawn at the border
+TICKS = (0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 2.5)
 DOTS_PER_INCH = 110
 
 
