@@ -17,8 +17,9 @@ from bignas.compile.graph import INPUT, Call, FallbackCall, KernelCall, KernelGr
 from bignas.compile.schedule import Schedule, task_count
 from bignas.device_db.errors import InputError
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["MOST_THREADS", "Plan", "make_plan"]
 
+MOST_THREADS = 64  # as in runner/pool.h
 ALIGNMENT = 16  # float32 values, 64 bytes
 
 
@@ -37,7 +38,12 @@ def make_plan(
     """Return the plan of a network for `threads` threads; `lanes` of the target's vectors.
 
     There is one schedule a call, and none where the call is a fallback.
+
+    Raises:
+        InputError: more threads than a network can have, or a kernel without a schedule.
     """
+    if threads > MOST_THREADS:
+        raise InputError(f"a network has at most {MOST_THREADS} threads, not {threads}")
     places, floats = _place_values(graph, threads)
     blocks: list[np.ndarray] = []
     size = 0

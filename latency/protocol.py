@@ -30,6 +30,7 @@ import psutil
 
 from bignas.compile.network import THREADS_OF_LIBRARY, runtime_files
 from bignas.compile.objects import cache_folder
+from bignas.compile.plan import MOST_THREADS
 from bignas.compile.toolchain import link_program
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.files import write_atomically
@@ -79,6 +80,10 @@ class Settings:
             length > 0 for length in lengths
         ):
             raise MeasurementError(f"rounds, attempts, times and drifts must be positive: {self}")
+        if self.threads > MOST_THREADS:
+            raise MeasurementError(
+                f"measuring with {self.threads} threads: networks have at most {MOST_THREADS}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import multiprocessing
 import subprocess
 import sys
 import threading
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ import pytest
 from bignas.compile.bundle import RUNNER
 from bignas.compile.library import NetworkLibrary, aligned_floats
 from bignas.compile.network import graph_with_random_weights
+from bignas.compile.plan import MOST_THREADS
+from bignas.device_db.errors import InputError, MeasurementError
+from bignas.latency.protocol import Settings
 from bignas.supernet.spaces import load_space
 from tests.compile.bundles import child_bundle
 from tests.compile.networks import CLIPPED, SQUEEZE, compile_graph, run_compiled, space_from
@@ -128,3 +132,13 @@ def test_the_runner_has_threads_without_a_c_library(tmp_path: Path) -> None:
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert (result.returncode, result.stderr) == (0, "")
         assert option == "--self-check" or "threads 2" in result.stdout
+
+
+def test_more_threads_than_a_pool_has_are_refused() -> None:
+    graph = graph_with_random_weights(SPACE, SPACE.smallest())
+    with pytest.raises(InputError, match=f"at most {MOST_THREADS} threads"):
+        compile_graph(graph, MOST_THREADS + 1)
+    with pytest.raises(MeasurementError, match=f"at most {MOST_THREADS}"):
+        Settings(threads=MOST_THREADS + 1)
+    header = resources.files("bignas.compile.runner").joinpath("pool.h").read_text("utf-8")
+    assert f"POOL_MOST_THREADS = {MOST_THREADS}" in header
