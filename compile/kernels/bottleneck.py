@@ -28,7 +28,7 @@ from bignas.compile.kernels.builder import (
 from bignas.compile.kernels.pointwise import Product, over_groups
 from bignas.compile.kernels.spatial import Window, depthwise_window_row, over_tiles, row_segments
 from bignas.compile.schedule import Schedule, Split, vector_chunks
-from bignas.device_db.records import Workload
+from bignas.device_db.records import Operator, Workload
 
 __all__ = ["emit", "pack"]
 
@@ -42,8 +42,9 @@ def pack(workload: Workload, schedule: Schedule, lanes: int, weights: np.ndarray
         shape = (layer.out_channels, -1, layer.kernel, layer.kernel)
         values = weights[start : start + count].reshape(shape)
         start += count
-        family = spatial.pack_depthwise if layer.kernel > 1 else pointwise.pack
-        packed.append(family(layer, plan, lanes, values))
+        depthwise = layer.operator is Operator.DEPTHWISE
+        pack_layer = spatial.pack_depthwise if depthwise else pointwise.pack
+        packed.append(pack_layer(layer, plan, lanes, values))
     return np.concatenate(packed)
 
 
