@@ -53,7 +53,6 @@ from bignas.latency.tuning import ensure_tuned
 TARGETS = (NATIVE, "x86-64-v3", "x86-64-v2")
 THREADS = (1, 2)
 ROUNDS = 60
-BYTES_PER_VALUE = 4
 TOLERANCE = 1e-3  # of the largest output; engines that use Winograd or fuse differently need it
 WORKER = Path(__file__).with_name("engine_worker.py")
 
@@ -213,8 +212,9 @@ class _Race:
         compiled: dict[str, Compiled] = {}
         for name, layered in graphs.items():
             options = kernel_options(layered.workloads)
-            size = sum(one.weight_count for one in layered.workloads) * BYTES_PER_VALUE
-            kernels = ensure_tuned(options, course.device, self.store, cache, _show_tuning, size)
+            kernels = ensure_tuned(
+                options, course.device, self.store, cache, _show_tuning, layered.weights_bytes
+            )
             graph = fuse_tuned(layered, kernels)
             network = build_network(graph, schedules_of(kernels), cache, course.threads)
             library = self.folder / name / f"{course.target}-{course.threads}.so"

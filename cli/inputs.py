@@ -11,7 +11,7 @@ import numpy as np
 from bignas.compile.bundle import MANIFEST
 from bignas.device_db.errors import ArchitectureError, InputError, OutputError, TargetError
 from bignas.device_db.files import require_writable
-from bignas.device_db.probe import obstacle_to_measuring, probe_local
+from bignas.device_db.probe import obstacle_to_measuring, probe_local, shortage_of_cores
 from bignas.device_db.records import Device
 from bignas.supernet.architectures import load_architectures
 from bignas.supernet.space import Architecture, SearchSpace
@@ -136,8 +136,6 @@ def require_cores(device: str, threads: int) -> None:
     Raises:
         TargetError: it may not.
     """
-    cores = probe_local().cores
-    if threads > cores:
-        raise TargetError(
-            f"device {device!r} uses {threads} threads, this machine has {cores} cores"
-        )
+    shortage = shortage_of_cores(device, threads, probe_local())
+    if shortage is not None:
+        raise TargetError(shortage)

@@ -43,6 +43,7 @@ RUNNER = "run"
 LIBRARY = "model.so"
 HEADER = "bignas.h"
 ONNX = "model.onnx"
+GOLDEN_IMAGES = 16  # inputs that a bundle carries with what they must give
 GOLDEN_INPUTS = "golden_inputs.npy"
 GOLDEN_OUTPUTS = "golden_outputs.npy"
 FILES = (RUNNER, LIBRARY, HEADER, ONNX, GOLDEN_INPUTS, GOLDEN_OUTPUTS)

@@ -16,13 +16,12 @@ import numpy as np
 
 from bignas.compile.graph import Call, KernelCall, KernelGraph
 from bignas.compile.inverted_bottleneck import parts_of
-from bignas.device_db.records import Activation, Layout, Operator, Workload
+from bignas.device_db.records import BYTES_PER_VALUE, Activation, Layout, Operator, Workload
 
 __all__ = ["choose_kernels", "fuse_graph", "kernel_options"]
 
 
 LARGE_BYTES = 256 * 1024  # of the wide activation; larger ones leave a core's own cache
-BYTES_PER_VALUE = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bignas.compile.fallback import FallbackKernel
-from bignas.device_db.records import Workload
+from bignas.device_db.records import BYTES_PER_VALUE, Workload
 
 __all__ = ["INPUT", "Call", "FallbackCall", "KernelCall", "KernelGraph"]
 
@@ -77,6 +77,11 @@ class KernelGraph:
         return tuple(call.workload for call in self.calls if isinstance(call, KernelCall))
 
     @property
+    def weights_bytes(self) -> int:
+        """The weights of its templates, without biases."""
+        return sum(one.weight_count for one in self.workloads) * BYTES_PER_VALUE
+
+    @property
     def memory_bytes(self) -> int:
         """What a run needs at least: the values that the greediest kernel touches, all weights."""
         channels, height, width = self.input_shape
@@ -89,7 +94,7 @@ class KernelGraph:
             names = {*call.reads, call.output}
             touched = max(touched, scratch + sum(sizes[name] for name in names))
             weights += _constant_floats(call)
-        return (touched + weights) * 4
+        return (touched + weights) * BYTES_PER_VALUE
 
     @property
     def fallbacks(self) -> tuple[FallbackKernel, ...]:

@@ -18,11 +18,11 @@ import torch
 from google.protobuf.message import DecodeError
 
 from bignas.device_db.errors import ModelError
+from bignas.device_db.records import BYTES_PER_VALUE
 
 __all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "export_onnx", "load_onnx", "run_onnx"]
 
 OPSET = 17
-FLOAT_BYTES = 4
 MOST_VALUES = 2**31 - 1  # of a tensor: kernels compute places with 32 bits
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
@@ -95,8 +95,8 @@ def _check_sizes(model: Any, name: str) -> None:
     for value in (*graph.input, *graph.value_info, *graph.output):
         sizes = [one.dim_value for one in value.type.tensor_type.shape.dim if one.dim_value > 0]
         count = math.prod(sizes)
-        if count > MOST_VALUES or count * FLOAT_BYTES > memory:
-            gibibytes = count * FLOAT_BYTES / 2**30
+        if count > MOST_VALUES or count * BYTES_PER_VALUE > memory:
+            gibibytes = count * BYTES_PER_VALUE / 2**30
             raise ModelError(
                 f"{name} is too large: {value.name!r} has {count:,} values, {gibibytes:,.1f} GiB;"
                 f" this machine has {memory / 2**30:.1f} GiB of memory"

@@ -16,6 +16,7 @@ from bignas.compile.codegen import pack_weights, symbol_of
 from bignas.compile.graph import INPUT, Call, FallbackCall, KernelCall, KernelGraph
 from bignas.compile.schedule import Schedule, task_count
 from bignas.device_db.errors import InputError
+from bignas.device_db.records import BYTES_PER_VALUE
 
 __all__ = ["MOST_THREADS", "Plan", "make_plan"]
 
@@ -96,8 +97,10 @@ def make_plan(
         tasks = task_count(call.workload, schedule, lanes)
         steps.append(_Step(symbol, call.workload.key, arguments, 3, tasks))
     weights = np.concatenate(blocks) if blocks else np.zeros(ALIGNMENT, np.float32)
-    source = _source(graph, steps, places[graph.calls[-1].output], floats * 4, threads)
-    return Plan(source, weights.tobytes(), floats * 4)
+    source = _source(
+        graph, steps, places[graph.calls[-1].output], floats * BYTES_PER_VALUE, threads
+    )
+    return Plan(source, weights.tobytes(), floats * BYTES_PER_VALUE)
 
 
 def _aligned(count: int) -> int:
@@ -217,7 +220,8 @@ def _parallel(steps: Sequence[_Step], copy: str, threads: int) -> list[str]:
     divided = False  # whether the step before ran on all threads
     for step in steps:
         if step.tasks > 1:
-            lines.append("    pool_barrier(call);" if lines else "")
+            if lines:
+                lines.append("    pool_barrier(call);")
             share = "pool_share({}, part{}, call)"
             first, last = (share.format(step.tasks, end) for end in ("", " + 1"))
             lines.append(f"    {step.call(first, last)}  /* {step.key} */")
@@ -238,7 +242,7 @@ def _parallel(steps: Sequence[_Step], copy: str, threads: int) -> list[str]:
         "    const struct values *values = argument;",
         "    const float *input = values->input;",
         "    float *output = values->output, *m = values->m;",
-        *(line for line in lines if line),
+        *lines,
         f"    if (part == 0) {copy}",
         "}",
         "",

@@ -6,7 +6,7 @@ in the register file, else the inner loop spills.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 from bignas.device_db.errors import InputError
@@ -16,8 +16,8 @@ __all__ = ["Schedule", "Split", "candidates", "column_groups", "task_count", "ve
 
 MAX_CANDIDATES = 6
 MAX_TILE = 16
+_ALWAYS_WRITTEN = {"tile", "vectors", "unroll"}
 ALIKE = 0.05  # shares of threads that differ by less count as equal
-_DEFAULTS = {"split": "none", "window_tile": 0, "project_tile": 0, "project_vectors": 0}
 
 
 class Split(StrEnum):
@@ -53,7 +53,11 @@ class Schedule:
 
     def to_text(self) -> str:
         """Return the canonical text form that is stored with measurements."""
-        values = {key: value for key, value in asdict(self).items() if value != _DEFAULTS.get(key)}
+        values = {
+            one.name: getattr(self, one.name)
+            for one in fields(self)
+            if one.name in _ALWAYS_WRITTEN or getattr(self, one.name) != one.default
+        }
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod

@@ -16,7 +16,7 @@ import psutil
 from bignas.device_db.errors import TargetError
 from bignas.device_db.records import Device, MachineArchitecture, Target
 
-__all__ = ["LOCAL", "describe", "obstacle_to_measuring", "probe_local"]
+__all__ = ["LOCAL", "describe", "obstacle_to_measuring", "probe_local", "shortage_of_cores"]
 
 LOCAL: Final = "local"
 
@@ -122,8 +122,13 @@ def obstacle_to_measuring(device: Device, here: Device) -> str | None:
             f"device {name!r} ({target.cpu}) has instructions that this processor"
             f" ({here.target.cpu}) lacks"
         )
-    if device.threads > here.cores:
-        return f"device {name!r} uses {device.threads} threads, this machine has {here.cores} cores"
+    return shortage_of_cores(name, device.threads, here)
+
+
+def shortage_of_cores(name: str, threads: int, here: Device) -> str | None:
+    """Return that `here` has fewer cores than binaries of a device have threads, None if not."""
+    if threads > here.cores:
+        return f"device {name!r} uses {threads} threads, this machine has {here.cores} cores"
     return None
 
 

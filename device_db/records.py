@@ -24,6 +24,7 @@ from typing import Any, Self, TypeVar
 from bignas.device_db.errors import BignasError, MeasurementError, ModelError, TargetError
 
 __all__ = [
+    "BYTES_PER_VALUE",
     "Activation",
     "Device",
     "Environment",
@@ -38,6 +39,7 @@ __all__ = [
     "Workload",
 ]
 
+BYTES_PER_VALUE = 4  # of float32, in which networks compute
 LOW_QUANTILE = 0.1
 
 _Enum = TypeVar("_Enum", bound=StrEnum)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bignas.compile.workload import workload_of
-from bignas.device_db.records import Activation, Layout, Operator, Workload
+from bignas.device_db.records import BYTES_PER_VALUE, Activation, Layout, Operator, Workload
 from bignas.supernet.space import Architecture, Layer, SearchSpace
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-BYTES_PER_VALUE = 4
 _OPERATORS = tuple(Operator)
 _LANES = (8, 16)  # vector widths whose remainders cost time
 _CHEAP_ACTIVATIONS = (Activation.NONE, Activation.RELU, Activation.RELU6)

@@ -98,7 +98,7 @@ def _enumerate(space: SearchSpace) -> list[tuple[Workload, ...]]:
                 for head in space.head_channels:
                     stages = (*first.stages[:-1], _with_channels(first.stages[-1], last))
                     layers = space.layers(Architecture(resolution, stem, stages, head))
-                    found[workload_of(layers[0], Layout.NCHW),] = None
+                    found[(workload_of(layers[0], Layout.NCHW),)] = None
                     found[tuple(workload_of(layer) for layer in layers[-3:])] = None
     return list(found)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from bignas.compile.network import build_network, graph_with_random_weights
 from bignas.compile.objects import ObjectCache
-from bignas.device_db.records import Device, Measurement, Workload
+from bignas.device_db.records import BYTES_PER_VALUE, Device, Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.protocol import NetworkJob, Settings, measure
 from bignas.latency.recording import Recorder, space_label
@@ -25,7 +25,6 @@ __all__ = [
     "typical_weights_bytes",
 ]
 
-BYTES_PER_VALUE = 4
 SUBNET_SETTINGS = Settings(rounds=40, sample_us=500.0, attempts=4)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from bignas.compile.bundle import Bundle, BundleContents, write_bundle
+from bignas.compile.bundle import GOLDEN_IMAGES, Bundle, BundleContents, write_bundle
 from bignas.compile.fusion import kernel_options
 from bignas.compile.graph import KernelGraph
 from bignas.compile.lower import lower_onnx
@@ -27,7 +27,7 @@ from bignas.compile.onnx_export import export_onnx, load_onnx
 from bignas.device_db.errors import ModelError
 from bignas.device_db.files import require_writable
 from bignas.device_db.probe import obstacle_to_measuring, probe_local
-from bignas.device_db.records import Device, MeasurementKind, Workload
+from bignas.device_db.records import BYTES_PER_VALUE, Device, MeasurementKind, Workload
 from bignas.device_db.store import Store
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.tuned import (
@@ -45,8 +45,6 @@ from bignas.supernet.space import Architecture, SearchSpace
 
 __all__ = ["align_data", "deliver_child", "deliver_onnx", "predicted_latency"]
 
-GOLDEN_IMAGES = 16
-BYTES_PER_VALUE = 4
 COPIES = 2  # of what a run needs, while it is compiled: ONNX Runtime answers beside our kernels
 
 
@@ -192,7 +190,7 @@ def _lowered(model: bytes, device: Device) -> KernelGraph:
     """
     graph = lower_onnx(model)
     needed = graph.memory_bytes
-    here = COPIES * (needed + GOLDEN_IMAGES * math.prod(graph.input_shape) * 4)
+    here = COPIES * (needed + GOLDEN_IMAGES * math.prod(graph.input_shape) * BYTES_PER_VALUE)
     available = psutil.virtual_memory().available
     if needed > device.memory_bytes:
         raise ModelError(
@@ -213,10 +211,9 @@ def _kernels(
     """Return the tuned kernels; of a model met for the first time, all options are measured."""
     if obstacle_to_measuring(device, probe_local()) is not None:
         return tuned_kernels(store, device.name)
-    weights_bytes = sum(one.weight_count for one in graph.workloads) * BYTES_PER_VALUE
     if known_space:
         return ensure_networks_tuned(
-            [graph.workloads], device, store, cache, weights_bytes=weights_bytes
+            [graph.workloads], device, store, cache, weights_bytes=graph.weights_bytes
         )
     options = kernel_options(graph.workloads)
-    return ensure_tuned(options, device, store, cache, weights_bytes=weights_bytes)
+    return ensure_tuned(options, device, store, cache, weights_bytes=graph.weights_bytes)

@@ -1,8 +1,8 @@
 """Exhaustive search: every architecture of a small space, in a random order.
 
-The latency predictor rejects what is too slow at a hundred thousand architectures a second, so a
-space of a million is looked at in a minute when accuracy is predicted too. What is looked at when
-accuracy is measured remains a random sample, unless the space is that small.
+The latency predictor rejects what is too slow, so a space of a million can be looked at when
+accuracy is predicted too. Where accuracy is measured, what is looked at remains a random sample
+unless the space is small.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """A quadratic function of an architecture's options, fitted by ridge regression.
 
 Main effects, curvature and all pairwise interactions of the dimensions: what the accuracy and the
-logarithm of the latency of a child mostly consist of, and cheap enough to rank a hundred thousand
-architectures in a tenth of a second.
+logarithm of the latency of a child mostly consist of, and two matrix products for any number of
+architectures.
 """
 
 from dataclasses import dataclass

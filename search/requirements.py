@@ -34,6 +34,11 @@ class Site:
     budget_ms: float
 
     @property
+    def limit(self) -> str:
+        """What messages call the limit that the budget is."""
+        return f"latency on {self.device.name}"
+
+    @property
     def budget(self) -> LatencyBudget:
         """The budget, validated."""
         return LatencyBudget(self.budget_ms)
@@ -70,8 +75,7 @@ class Requirements:
     def shares(self, architectures: Sequence[Architecture]) -> dict[str, Array]:
         """What each architecture uses of each limit, [n] for every name of a limit."""
         shares = {
-            f"latency on {site.device.name}": self._bounds_ms(site, architectures) / site.budget_ms
-            for site in self.sites
+            site.limit: self._bounds_ms(site, architectures) / site.budget_ms for site in self.sites
         }
         for name, limit in self.limits.given().items():
             used = [RESOURCES[name](self.space, one) for one in architectures]
@@ -111,7 +115,7 @@ class Requirements:
 
     def _needed(self, name: str, share: float) -> str:
         for site in self.sites:
-            if name == f"latency on {site.device.name}":
+            if name == site.limit:
                 return (
                     f"the budget {site.budget} on {site.device.name} (ask for at least"
                     f" {share * site.budget_ms:.4g}ms at confidence {self.confidence:g})"

@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping
 from itertools import groupby
 from types import MappingProxyType
 
+from bignas.compile.bundle import GOLDEN_IMAGES
 from bignas.compile.manifest import Manifest
-from bignas.device_db.records import Operator
+from bignas.device_db.records import BYTES_PER_VALUE, Operator
 from bignas.supernet.space import Architecture, Layer, SearchSpace
 
 __all__ = ["RESOURCES", "bundle_bytes", "delivered", "memory_bytes", "weight_bytes"]
 
-BYTES_PER_VALUE = 4
 COPIES_OF_WEIGHTS = 3  # in the runner, in the library and in the ONNX model
-GOLDEN_IMAGES = 16
 BYTES_PER_KERNEL = 5_000  # of code, in the runner and in the library together
 BYTES_OF_THE_REST = 20_000  # manifest, headers, runner
 

@@ -8,6 +8,7 @@ layout [ring of kernel rows][one output row], channels last. A thread that start
 the image computes the first rows of its ring anew.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def emit(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:
                         schedule.unroll,
                     )
                     start = y * workload.out_width + x
-                    target = residual_source(arguments)
+                    target = replace(arguments, other=arguments.input)
                     accumulators.finish(
                         output_store(project, target, lambda pixel: start + pixel, first)
                     )
@@ -159,19 +160,6 @@ def emit(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:
             project_row(y)
 
     return build_function(name, workload, body)
-
-
-def residual_source(arguments: Arguments) -> Arguments:
-    """Return the arguments with the block's own input in the place of the residual."""
-    return Arguments(
-        arguments.input,
-        arguments.weights,
-        arguments.bias,
-        arguments.input,
-        arguments.output,
-        arguments.first,
-        arguments.last,
-    )
 
 
 def _over_row(width: int, tile: int, emit_tile: Any) -> None:

@@ -1,7 +1,10 @@
-"""Bundles of random children, for any target."""
+"""Bundles of random children and of other networks, for any target."""
 
 import dataclasses
 from pathlib import Path
+
+import numpy as np
+from torch import nn
 
 from bignas.compile.bundle import Bundle, BundleContents, write_bundle
 from bignas.compile.lower import lower_onnx
@@ -46,3 +49,15 @@ def child_bundle(
 ) -> Bundle:
     """Write the bundle of a child of `cifar` with the best guess for each kernel."""
     return write_bundle(path, child_contents(architecture, preset, threads=threads))
+
+
+def network_bundle(path: Path, network: nn.Module, preset: str | None = None) -> Bundle:
+    """Write the bundle of any network of images [3, 12, 12]."""
+    device = device_of(preset)
+    model = export_onnx(network.eval(), 12)
+    graph = lower_onnx(model)
+    schedules = first_schedules(graph, device.target)
+    built = build_network(graph, schedules, ObjectCache(device.target))
+    images = np.random.default_rng(0).standard_normal((3, 3, 12, 12)).astype(np.float32)
+    contents = BundleContents("network", built, model, images, device, preprocessing={})
+    return write_bundle(path, contents)

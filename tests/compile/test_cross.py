@@ -18,15 +18,9 @@ from bignas.compile.bundle import (
     RUNNER,
     TOLERANCE,
     Bundle,
-    BundleContents,
     verify,
-    write_bundle,
 )
-from bignas.compile.lower import lower_onnx
 from bignas.compile.manifest import ScheduleSource
-from bignas.compile.network import build_network
-from bignas.compile.objects import ObjectCache
-from bignas.compile.onnx_export import export_onnx
 from bignas.device_db.errors import BundleError, ToolchainError, VerificationError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
@@ -34,8 +28,7 @@ from bignas.device_db.records import Target
 from bignas.latency.bench import bench_bundle
 from bignas.supernet.space import Architecture
 from bignas.supernet.spaces import load_space
-from tests.compile.bundles import child_bundle, child_contents, device_of
-from tests.compile.networks import first_schedules
+from tests.compile.bundles import child_bundle, child_contents, network_bundle
 from tests.compile.tools import FOREIGN, require_command, require_cross_tools
 
 SPACE = load_space("cifar")
@@ -93,14 +86,8 @@ def test_fallback_kernels_bring_their_mathematics(preset: str, tmp_path: Path) -
     require_cross_tools(PRESETS[preset])
     torch.manual_seed(1)
     layers = nn.Conv2d(3, 8, 3), nn.GELU(), nn.Mish(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    model = export_onnx(nn.Sequential(*layers, nn.Linear(8, 5), nn.Softmax(1)), 12)
-    graph = lower_onnx(model)
-    device = device_of(preset)
-    schedules = first_schedules(graph, device.target)
-    network = build_network(graph, schedules, ObjectCache(device.target))
-    images = np.random.default_rng(0).standard_normal((3, 3, 12, 12)).astype(np.float32)
-    contents = BundleContents("network", network, model, images, device, preprocessing={})
-    bundle = write_bundle(tmp_path / "bundle", contents)
+    network = nn.Sequential(*layers, nn.Linear(8, 5), nn.Softmax(1))
+    bundle = network_bundle(tmp_path / "bundle", network, preset)
     assert {"erf", "softmax", "tanh"} <= set(bundle.manifest.fallbacks)
     result = verify(bundle)
     assert result.ok

@@ -22,22 +22,16 @@ from bignas.compile.bundle import (
     GOLDEN_OUTPUTS,
     RUNNER,
     Bundle,
-    BundleContents,
     verify,
     write_bundle,
 )
 from bignas.compile.cpu_features import CHECKED, required_features
-from bignas.compile.lower import lower_onnx
 from bignas.compile.manifest import ScheduleSource
-from bignas.compile.network import build_network
-from bignas.compile.objects import ObjectCache
-from bignas.compile.onnx_export import export_onnx
 from bignas.device_db.errors import ToolchainError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.records import Device, Target
 from bignas.supernet.spaces import load_space
-from tests.compile.bundles import child_bundle, child_contents, device_of
-from tests.compile.networks import first_schedules
+from tests.compile.bundles import child_bundle, child_contents, device_of, network_bundle
 
 SPACE = load_space("cifar")
 ALLOWANCE_BYTES = 400_000  # of the runner beyond the weights
@@ -177,14 +171,7 @@ def test_fallback_kernels_get_the_mathematical_functions_they_call(
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), function, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
     )
-    model = export_onnx(network.eval(), 12)
-    graph = lower_onnx(model)
-    device = device_of(None)
-    schedules = first_schedules(graph, device.target)
-    built = build_network(graph, schedules, ObjectCache(device.target))
-    images = np.random.default_rng(0).standard_normal((3, 3, 12, 12)).astype(np.float32)
-    contents = BundleContents("network", built, model, images, device, preprocessing={})
-    bundle = write_bundle(tmp_path / "bundle", contents)
+    bundle = network_bundle(tmp_path / "bundle", network)
     assert bundle.manifest.fallbacks
     assert ScheduleSource.FALLBACK in {one.source for one in bundle.manifest.kernels}
     result = run(bundle.path, "--self-check")
