@@ -228,6 +228,7 @@ def _provenance(folder: Path, result: Mapping[str, Any]) -> list[tuple[str, str]
         if path.exists():
             manifest = Manifest.from_bytes(path.read_bytes())
             rows[f"made for {device} by"] = f"bignas {manifest.bignas_version}, {manifest.compiler}"
-            rows[f"target of {device}"] = f"{manifest.target.get('cpu')}, {manifest.threads} thread"
+            threads = "1 thread" if manifest.threads == 1 else f"{manifest.threads} threads"
+            rows[f"target of {device}"] = f"{manifest.target.get('cpu')}, {threads}"
             rows[f"code hash for {device}"] = manifest.code_hash
     return [(name, str(value)) for name, value in rows.items()]
