@@ -8,7 +8,8 @@ Decisions
 - Every column has a name that can be read aloud, for the report and for the one who debugs it.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 _OPERATORS = tuple(Operator)
 _LANES = (8, 16)  # vector widths whose remainders cost time
@@ -206,8 +208,6 @@ def network_features(sums: NetworkSums) -> Array:
 _TOTAL, _ESTIMATED, _KERNELS, _MACS, _WEIGHTS, _TRAFFIC, _WORKING_SET = range(7)
 _FIRST_OPERATOR = 7
 
-_UNKNOWN = -1  # row of a part not met before
-
 
 class SpaceSums:
     """Computes `NetworkSums` of architectures of one space; remembers the sums of their parts.
@@ -226,75 +226,117 @@ class SpaceSums:
         self._space = space
         self._choose = choose
         self._estimate = estimate
-        self._rows: dict[Hashable, int] = {}
+        self._parts = _part_codes(space)
         self._sums = np.zeros((0, _FIRST_OPERATOR + len(_OPERATORS)))
 
     def __call__(self, architectures: Sequence[Architecture]) -> NetworkSums:
-        """Sum up the kernels of each architecture; they have to lie in the space."""
-        keys = [self._part_keys(architecture) for architecture in architectures]
-        rows = self._look_up(keys)
-        new = np.flatnonzero((rows == _UNKNOWN).any(axis=1)).tolist()
-        if new:
-            self._learn([architectures[index] for index in new], [keys[index] for index in new])
-            rows = self._look_up(keys)
-        values = self._sums[rows]  # [n, parts, columns]
-        sums = values.sum(axis=1)
+        """Sum up the kernels of each architecture; they have to lie in the space.
+
+        Raises ArchitectureError for an option larger than any of the space.
+        """
+        values = self._space.option_values(architectures)
+        self._require_in_range(values, architectures)
+        codes = [part.codes(values) for part in self._parts]
+        self._learn(architectures, codes)
+        sums = np.zeros((len(values), self._sums.shape[1]))
+        part_us = np.zeros((len(values), len(self._parts)))
+        working_set = np.zeros(len(values))
+        for index, (part, wanted) in enumerate(zip(self._parts, codes, strict=True)):
+            rows = self._sums[part.rows(wanted)]
+            sums += rows
+            part_us[:, index] = rows[:, _TOTAL]
+            np.maximum(working_set, rows[:, _WORKING_SET], out=working_set)
         return NetworkSums(
             latency_us=sums[:, _TOTAL],
             estimated_us=sums[:, _ESTIMATED],
             operator_us=sums[:, _FIRST_OPERATOR:],
-            part_us=values[:, :, _TOTAL],
+            part_us=part_us,
             kernels=sums[:, _KERNELS],
             macs=sums[:, _MACS],
             weight_bytes=sums[:, _WEIGHTS],
             traffic_bytes=sums[:, _TRAFFIC],
-            working_set_bytes=values[:, :, _WORKING_SET].max(axis=1),
-            resolution=np.array([item.resolution for item in architectures], dtype=np.float64),
+            working_set_bytes=working_set,
+            resolution=values[:, 0].astype(np.float64),
         )
 
-    def _part_keys(self, architecture: Architecture) -> list[Hashable]:
-        height = architecture.resolution
-        channels = architecture.stem_channels
-        keys: list[Hashable] = [(height, channels)]
-        height = -(-height // self._space.stem_stride)
-        for index, (choice, stage) in enumerate(
-            zip(architecture.stages, self._space.stages, strict=True)
-        ):
-            keys.append((index, channels, height, choice))
-            channels = choice.channels
-            height = -(-height // stage.stride)
-        keys.append((channels, height, architecture.head_channels))
-        return keys
+    def _require_in_range(self, values: Integers, architectures: Sequence[Architecture]) -> None:
+        """Larger options would be taken for others."""
+        largest = self._space.option_values([self._space.biggest()])
+        for index in np.flatnonzero((values > largest).any(axis=1))[:1].tolist():
+            self._space.check(architectures[index])
 
-    def _look_up(self, keys: Sequence[Sequence[Hashable]]) -> NDArray[np.intp]:
-        """Row numbers of the parts, [architectures, parts]."""
-        find = self._rows.get
-        flat = [find(key, _UNKNOWN) for part_keys in keys for key in part_keys]
-        return np.array(flat, dtype=np.intp).reshape(len(keys), len(self._space.stages) + 2)
-
-    def _learn(
-        self, architectures: Sequence[Architecture], keys: Sequence[Sequence[Hashable]]
-    ) -> None:
+    def _learn(self, architectures: Sequence[Architecture], codes: Sequence[Integers]) -> None:
         """Compute the sums of all parts not met before, in one batch."""
-        missing: dict[Hashable, tuple[Workload, ...]] = {}
-        for architecture, part_keys in zip(architectures, keys, strict=True):
-            parts = part_workloads(self._space, architecture)
-            missing.update(
-                (key, self._choose(part))
-                for key, part in zip(part_keys, parts, strict=True)
-                if key not in self._rows
-            )
-        distinct = list(dict.fromkeys(work for part in missing.values() for work in part))
+        missing: list[tuple[int, int, tuple[Workload, ...]]] = []  # part, code, kernels
+        for index, (part, wanted) in enumerate(zip(self._parts, codes, strict=True)):
+            new, first = part.unknown(wanted)
+            for code, place in zip(new.tolist(), first.tolist(), strict=True):
+                layers = part_workloads(self._space, architectures[place])[index]
+                missing.append((index, code, self._choose(layers)))
+        if not missing:
+            return
+        distinct = list(dict.fromkeys(work for _, _, kernels in missing for work in kernels))
         estimates = self._estimate(distinct)
         values = dict(zip(distinct, _kernel_sums(distinct, estimates), strict=True))
-        new: list[Array] = []
-        for key, part in missing.items():
-            self._rows[key] = len(self._sums) + len(new)
-            rows = np.array([values[work] for work in part])
+        new_rows: list[Array] = []
+        for _, _, kernels in missing:
+            rows = np.array([values[work] for work in kernels])
             summed = rows.sum(axis=0)
             summed[_WORKING_SET] = rows[:, _WORKING_SET].max()
-            new.append(summed)
-        self._sums = np.concatenate([self._sums, np.array(new)])
+            new_rows.append(summed)
+        places = np.arange(len(missing)) + len(self._sums)
+        owners = np.array([index for index, _, _ in missing])
+        learned = np.array([code for _, code, _ in missing])
+        self._sums = np.concatenate([self._sums, np.array(new_rows)])
+        for index, part in enumerate(self._parts):
+            part.add(learned[owners == index], places[owners == index])
+
+
+class _PartCodes:
+    """Numbers for the variants of one part (stem, stage or tail), and the rows of their sums.
+
+    A variant is given by some columns of `SearchSpace.option_values`; its code is unique as long as
+    these are at most `largest`, which never overflows within the limits of search spaces.
+    """
+
+    def __init__(self, columns: Sequence[int], largest: Integers) -> None:
+        sizes = (largest[list(columns)] + 1).tolist()
+        factors = [math.prod(sizes[place + 1 :]) for place in range(len(sizes))]
+        self._columns = list(columns)
+        self._factors = np.array(factors, dtype=np.int64)
+        self._known = np.zeros(0, dtype=np.int64)  # codes, ascending
+        self._rows = np.zeros(0, dtype=np.intp)  # of each of them
+
+    def codes(self, values: Integers) -> Integers:
+        """Return the code of each row of values, [n, dimensions] -> [n]."""
+        return values[:, self._columns] @ self._factors
+
+    def unknown(self, codes: Integers) -> tuple[Integers, NDArray[np.intp]]:
+        """Return codes without a row, each once, and where each of them stands first."""
+        new = np.flatnonzero(~np.isin(codes, self._known))
+        found, first = np.unique(codes[new], return_index=True)
+        return found, new[first]
+
+    def add(self, codes: Integers, rows: NDArray[np.intp]) -> None:
+        """Remember the rows of new codes."""
+        known = np.concatenate([self._known, codes])
+        order = np.argsort(known)
+        self._known, self._rows = known[order], np.concatenate([self._rows, rows])[order]
+
+    def rows(self, codes: Integers) -> NDArray[np.intp]:
+        """Return the rows of known codes."""
+        return self._rows[np.searchsorted(self._known, codes)]
+
+
+def _part_codes(space: SearchSpace) -> list[_PartCodes]:
+    """Return the codes of the stem, of each stage and of the tail."""
+    largest = space.option_values([space.biggest()])[0]
+    resolution, channels, column = 0, 1, 2
+    parts = [_PartCodes((resolution, channels), largest)]
+    for _ in space.stages:
+        parts.append(_PartCodes((resolution, channels, *range(column, column + 4)), largest))
+        channels, column = column, column + 4
+    return [*parts, _PartCodes((resolution, channels, column), largest)]
 
 
 def part_workloads(space: SearchSpace, architecture: Architecture) -> list[tuple[Workload, ...]]:

@@ -22,9 +22,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bignas.device_db.errors import ArchitectureError, SpaceError
 from bignas.device_db.records import Activation, Operator
@@ -84,6 +86,9 @@ class StageChoice:
     def __post_init__(self) -> None:
         for name in ("channels", "depth", "kernel", "expand"):
             _check_positive(name, getattr(self, name))
+
+
+_CHOICE_VALUES = attrgetter("channels", "depth", "kernel", "expand")
 
 
 @dataclass(frozen=True)
@@ -316,6 +321,17 @@ class SearchSpace:
             [options[next(given) if len(options) > 1 else 0] for _, options in self._axes]
         )
 
+    def option_values(self, archs: Sequence[Architecture]) -> NDArray[np.int64]:
+        """What each architecture takes in every dimension, single options too: [n, dimensions].
+
+        The columns are resolution, stem channels, for each stage channels, depth, kernel and
+        expand, then head channels. The architectures are taken to have as many stages as the space.
+        """
+        columns = len(self._axes)
+        flat = itertools.chain.from_iterable(map(self._values, archs))
+        values = np.fromiter(flat, dtype=np.int64, count=len(archs) * columns)
+        return values.reshape(len(archs), columns)
+
     def encode(self, arch: Architecture) -> np.ndarray:
         """Float vector with one column per entry of `dimensions`, from 0 (first) to 1 (last).
 
@@ -444,8 +460,8 @@ class SearchSpace:
     @staticmethod
     def _values(arch: Architecture) -> list[int]:
         values = [arch.resolution, arch.stem_channels]
-        for stage in arch.stages:
-            values += (stage.channels, stage.depth, stage.kernel, stage.expand)
+        for choice in map(_CHOICE_VALUES, arch.stages):
+            values += choice
         values.append(arch.head_channels)
         return values
 
