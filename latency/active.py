@@ -12,6 +12,7 @@ the certainty about ordinary ones.
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 
 __all__ = ["next_batch"]
 
@@ -29,32 +30,34 @@ def next_batch(
     rng: np.random.Generator,
     noise: float,
     costs: Array | None = None,
+    targets: Array | None = None,
 ) -> Indices:
-    """Return the candidates to measure next, none of which was measured before.
+    """Return the candidates to measure next, none of which was measured before, the best first.
 
     basis: [n, columns], a row for each candidate, scaled such that rows' dot products are the prior
     covariance; measured: indices of what was measured already; count: how many are wanted, fewer
     come back only when fewer are left; noise: variance of a measurement in the same unit; costs:
-    [n] positive costs of measuring each candidate, all equal when left out.
+    [n] positive costs of measuring each candidate, all equal when left out; targets: [m, columns],
+    rows of what is to become surer, the candidates themselves when left out.
 
     Raises ValueError for arrays that do not fit each other, costs or noise that are not positive.
     """
     n = len(basis)
     if basis.ndim != 2 or (costs is not None and costs.shape != (n,)):
         raise ValueError(f"a basis {basis.shape} does not fit its costs")
+    if targets is None:
+        targets = basis
+    if targets.ndim != 2 or targets.shape[1] != basis.shape[1]:
+        raise ValueError(f"a basis {basis.shape} does not fit its targets {targets.shape}")
     if not noise > 0 or (costs is not None and not (costs > 0).all()):
         raise ValueError("noise and costs must be positive")
     unmeasured = np.setdiff1d(np.arange(n), measured)
     count = min(count, len(unmeasured))
     drawn = rng.permutation(unmeasured)[: max(MAX_CANDIDATES, count)]
-    references = rng.permutation(n)[:MAX_REFERENCES]
-    places = np.concatenate([measured.astype(np.intp), drawn])
-    rows = basis[places]
-    belief = _Belief(rows, rows @ basis[references].T, noise)
-    for place in range(len(measured)):
-        belief.learn(place)
-    price = np.ones(len(places)) if costs is None else costs[places]
-    free = np.arange(len(places)) >= len(measured)
+    references = targets[rng.permutation(len(targets))[:MAX_REFERENCES]]
+    belief = _Belief(basis[drawn], references, basis[measured], noise)
+    price = np.ones(len(drawn)) if costs is None else costs[drawn]
+    free = np.ones(len(drawn), dtype=np.bool_)
     chosen: list[int] = []
     for _ in range(count):
         gain = np.where(free, belief.gains() / price, -np.inf)
@@ -62,18 +65,26 @@ def next_batch(
         chosen.append(best)
         free[best] = False
         belief.learn(best)
-    return places[chosen]
+    return drawn[chosen]
 
 
 class _Belief:
-    """Posterior variances of places and covariances with the references, one measurement a time."""
+    """Posterior variances of places and their covariances with the references.
 
-    def __init__(self, rows: Array, covariance: Array, noise: float) -> None:
+    What was measured before is taken into account at once, then one measurement a time.
+    """
+
+    def __init__(self, rows: Array, references: Array, measured: Array, noise: float) -> None:
         self._rows = rows
-        self._covariance = covariance  # [places, references]
-        self._variance = np.einsum("ij,ij->i", rows, rows)
         self._noise = noise
-        self._factors: list[Array] = []  # columns of the partial Cholesky factor
+        gram = measured @ measured.T + noise * np.eye(len(measured))
+        factor = np.linalg.cholesky(gram)
+        known = solve_triangular(factor, measured @ rows.T, lower=True)
+        seen = solve_triangular(factor, measured @ references.T, lower=True)
+        self._factors: list[Array] = list(known)  # rows of the partial Cholesky factor
+        self._covariance = rows @ references.T - known.T @ seen  # [places, references]
+        prior = np.einsum("ij,ij->i", rows, rows)
+        self._variance = np.maximum(prior - np.einsum("ij,ij->j", known, known), 0)
 
     def gains(self) -> Array:
         """Reduction of the references' summed variance by measuring each place."""

@@ -1,0 +1,194 @@
+"""What profiling measures next: kernels or whole subnets, whichever promises most for its time.
+
+Both are measured to make the predictions of random architectures surer, so one criterion chooses
+among both (`bignas.latency.active`), on a linear model of relative errors with two blocks:
+
+- An architecture's kernel sum is wrong by what its unmeasured kernels are estimated wrong, each
+  weighted by how often the architecture has it. Kernels of similar shape are taken to be estimated
+  wrong alike (squared exponential covariance of their features, plus a part of their own), so one
+  of them teaches something about the others.
+- The whole network is off its kernel sum by a factor that depends on the options chosen.
+
+Measuring a subnet costs more than a kernel, and as much again as tuning what it still lacks: early
+on subnets of known kernels are cheap, and kernels that many subnets need come first.
+
+Plans are pure functions of what was measured. An interrupted profile that is taken up again goes on
+as the uninterrupted one would have.
+"""
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bignas.compile.fusion import choose_kernels
+from bignas.compile.workload import workloads
+from bignas.device_db.records import Workload
+from bignas.latency.active import next_batch
+from bignas.latency.features import kernel_features
+from bignas.latency.kernel_model import rough_latencies_us
+from bignas.latency.subnets import spread_sample
+from bignas.supernet.space import Architecture, SearchSpace
+
+__all__ = ["Batch", "ProfilePlanner"]
+
+Array = NDArray[np.float64]
+
+REFERENCES = 300  # random architectures whose predictions are to become surer
+BATCH = 24  # measurements planned at once
+SUBNET_BATCH = 10  # subnets among them, at most
+SUBNET_COST = 3.0  # seconds of a subnet's measurement, in those of tuning a kernel
+
+# Prior standard deviations, as shares of the latency, and the shape of the kernels' covariance.
+KERNEL_ERROR = 0.2  # of the estimate of a kernel of median latency; larger ones are surer
+OWN_SHARE = 0.3  # of a kernel's variance that no similar kernel tells anything about
+SIMILAR = 6.0  # distance of standardised features within which kernels are alike
+FACTOR_ERROR = 0.05  # of the factor between whole networks and their kernel sums
+OPTION_ERROR = 0.02  # of what options change about that factor
+SUBNET_NOISE = 0.005
+KERNEL_NOISE = 0.03  # of a kernel's measurement, in standard deviations of its prior
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What to measure next; both empty when nothing is left."""
+
+    kernels: tuple[Workload, ...]
+    subnets: tuple[Architecture, ...]
+
+
+class ProfilePlanner:
+    """Plans the profile of one space on any device.
+
+    kernels: all kernels of the space; subnets: how many subnets are wanted in the end. Candidates
+    are `subnets` architectures spread over the space and as many random ones.
+    """
+
+    def __init__(self, space: SearchSpace, kernels: Sequence[Workload], subnets: int) -> None:
+        self._kernels = list(kernels)
+        self._numbers = {kernel: number for number, kernel in enumerate(kernels)}
+        self._subnets = subnets
+        random = np.random.default_rng(0)
+        references = [space.sample(random) for _ in range(REFERENCES)]
+        spread = spread_sample(space, max(subnets, SUBNET_BATCH), random)
+        more = [space.sample(random) for _ in spread]
+        self.candidates = list(dict.fromkeys([*spread, *more]))
+        self._reference_layers = [workloads(space, one) for one in references]
+        self._candidate_layers = [workloads(space, one) for one in self.candidates]
+        self._similarity = np.linalg.cholesky(_similarity(self._kernels))
+        options = space.option_values([*references, *self.candidates]).astype(np.float64)
+        spreads = options[: len(references)].std(axis=0)
+        options = (options - options.mean(axis=0))[:, spreads > 0] / spreads[spreads > 0]
+        options *= OPTION_ERROR / np.sqrt(max(1, options.shape[1]))
+        factor = np.column_stack([np.full(len(options), FACTOR_ERROR), options])
+        self._reference_factor = factor[: len(references)]
+        self._candidate_factor = factor[len(references) :]
+
+    def next_batch(
+        self,
+        latency_us: Mapping[Workload, float],
+        measured: AbstractSet[Architecture],
+        hopeless: AbstractSet[Workload] = frozenset(),
+    ) -> Batch:
+        """Return what to measure, given the measured kernels and the measured subnets.
+
+        latency_us: microseconds of each measured kernel; hopeless: kernels not to be tried, nor
+        subnets that have them.
+        """
+        needs = self._uses(self._candidate_layers, latency_us) > 0
+        known = np.array([one in latency_us for one in self._kernels])
+        lost = np.array([one in hopeless for one in self._kernels])
+        missing = (needs & ~known).sum(axis=1)
+        done = np.array([one in measured for one in self.candidates])
+        open_kernels = np.flatnonzero(~known & ~lost)
+        left = max(0, self._subnets - len(measured))
+        open_subnets = np.flatnonzero(~done & ~(needs & lost & ~known).any(axis=1))
+        if not left:
+            open_subnets = open_subnets[:0]
+
+        rows, targets = self._model(latency_us)
+        count = len(self._kernels)
+        before = np.concatenate([np.flatnonzero(known), count + np.flatnonzero(done)])
+        free = np.concatenate([open_kernels, count + open_subnets])
+        chosen = next_batch(
+            np.concatenate([rows[before], rows[free]]),
+            np.arange(len(before)),
+            BATCH,
+            np.random.default_rng(len(before)),
+            KERNEL_NOISE**2,
+            np.concatenate([np.ones(count), SUBNET_COST + missing])[[*before, *free]],
+            targets,
+        )
+        places = free[chosen - len(before)]
+        subnets = [self.candidates[place - count] for place in places if place >= count]
+        return Batch(
+            kernels=tuple(self._kernels[place] for place in places if place < count),
+            subnets=tuple(subnets[: min(left, SUBNET_BATCH)]),
+        )
+
+    def cheapest_subnets(
+        self,
+        latency_us: Mapping[Workload, float],
+        measured: AbstractSet[Architecture],
+        count: int,
+    ) -> tuple[Architecture, ...]:
+        """Return the candidates for which the fewest kernels have to be tuned."""
+        known = np.array([one in latency_us for one in self._kernels])
+        missing = ((self._uses(self._candidate_layers, latency_us) > 0) & ~known).sum(axis=1)
+        order = np.argsort(missing, kind="stable").tolist()
+        fresh = [self.candidates[index] for index in order if self.candidates[index] not in measured]
+        return tuple(fresh[:count])
+
+    def estimated_shares(self, latency_us: Mapping[Workload, float]) -> Array:
+        """Return the share of each random architecture's kernel sum that was not measured."""
+        parts_us = self._uses(self._reference_layers, latency_us) * rough_latencies_us(
+            latency_us, self._kernels
+        )
+        known = np.array([one in latency_us for one in self._kernels])
+        return np.asarray(parts_us[:, ~known].sum(axis=1) / parts_us.sum(axis=1))
+
+    def weights(self, latency_us: Mapping[Workload, float]) -> dict[Workload, float]:
+        """Return the mean share of the kernel sum that each kernel has in random architectures."""
+        parts_us = self._uses(self._reference_layers, latency_us) * rough_latencies_us(
+            latency_us, self._kernels
+        )
+        shares = (parts_us / parts_us.sum(axis=1, keepdims=True)).mean(axis=0)
+        return dict(zip(self._kernels, shares.tolist(), strict=True))
+
+    def _model(self, latency_us: Mapping[Workload, float]) -> tuple[Array, Array]:
+        """Return rows of all kernels and candidates, and those of the random architectures."""
+        rough_us = rough_latencies_us(latency_us, self._kernels)
+        uses = self._uses(self._reference_layers, latency_us)
+        error_us = KERNEL_ERROR * np.sqrt(rough_us * np.median(rough_us))
+        weights = uses * error_us / (uses @ rough_us)[:, None]
+        count = len(self._kernels)
+        # a measurement with other noise is one with this noise on another scale
+        scale = KERNEL_NOISE / SUBNET_NOISE
+        columns = count + self._candidate_factor.shape[1]
+        rows = np.zeros((count + len(self.candidates), columns))
+        rows[:count, :count] = self._similarity
+        rows[count:, count:] = scale * self._candidate_factor
+        return rows, np.column_stack([weights @ self._similarity, self._reference_factor])
+
+    def _uses(
+        self, networks: Sequence[Sequence[Workload]], latency_us: Mapping[Workload, float]
+    ) -> Array:
+        """Return how often each network, of these layers, has each kernel: [networks, kernels]."""
+        counts = np.zeros((len(networks), len(self._kernels)))
+        for row, layers in zip(counts, networks, strict=True):
+            for kernel in choose_kernels(layers, latency_us):
+                row[self._numbers[kernel]] += 1
+        return counts
+
+
+def _similarity(kernels: Sequence[Workload]) -> Array:
+    """Return the prior correlation of the kernels' relative errors."""
+    features = kernel_features(kernels)
+    spread = features.std(axis=0)
+    features = features[:, spread > 0] / spread[spread > 0]
+    lengths = (features**2).sum(axis=1)
+    squares = np.maximum(lengths[:, None] + lengths - 2 * features @ features.T, 0)
+    alike = np.exp(-squares / (2 * SIMILAR**2))
+    return np.asarray((1 - OWN_SHARE) * alike + OWN_SHARE * np.eye(len(kernels)))
