@@ -173,7 +173,17 @@ class LatencyPredictor:
         latency that is not positive or a confidence outside 0..1, ArchitectureError for a network
         outside the space.
         """
-        plain = cls(
+        return cls.of_kernels(space, table, confidence, seed).corrected(networks, seed)
+
+    @classmethod
+    def of_kernels(
+        cls, space: SearchSpace, table: KernelTable, confidence: float = 0.9, seed: int = 0
+    ) -> "LatencyPredictor":
+        """Fit to measured kernels alone: the prediction is their plain sum.
+
+        Raises InputError for an empty table or a confidence outside 0..1.
+        """
+        return cls(
             space=space,
             table=table,
             kernel_model=KernelModel.fit(table, seed),
@@ -182,15 +192,20 @@ class LatencyPredictor:
             confidence=confidence,
             networks=0,
         )
-        architectures, measured_ms = _medians(space, networks)
-        sums = plain._sums(architectures)
+
+    def corrected(
+        self, networks: Sequence[tuple[Architecture, float]], seed: int = 0
+    ) -> "LatencyPredictor":
+        """Return the same kernels with correction and interval fitted to networks, as in `fit`."""
+        architectures, measured_ms = _medians(self.space, networks)
+        sums = self._sums(architectures)
         targets = np.log(measured_ms * MICROSECONDS_PER_MILLISECOND / sums.latency_us)
         fit = fit_correction(network_features(sums), targets, seed)
         interval = Interval.calibrate(
-            fit.residuals, sums.estimated_share, plain.kernel_model.error, confidence
+            fit.residuals, sums.estimated_share, self.kernel_model.error, self.confidence
         )
         return replace(
-            plain, correction=fit.correction, interval=interval, networks=len(architectures)
+            self, correction=fit.correction, interval=interval, networks=len(architectures)
         )
 
     # --- predicting -------------------------------------------------------------------------------
