@@ -104,8 +104,13 @@ def _duration(seconds: float) -> str:
 
 def profile_step(progress: "ProfileProgress") -> Step:
     """Return the step of profiling."""
-    note = f"{progress.rejected} noisy rounds repeated" if progress.rejected else ""
-    return Step(progress.phase, progress.done, progress.total, progress.eta_seconds, note)
+    notes = []
+    if progress.held_out_error is not None:
+        notes.append(f"error {progress.held_out_error:.2%}")
+    if progress.rejected:
+        notes.append(f"{progress.rejected} noisy rounds repeated")
+    phase, note = progress.phase.value, ", ".join(notes)
+    return Step(phase, progress.done, progress.total, progress.eta_seconds, note)
 
 
 def train_step(progress: "TrainProgress") -> Step:

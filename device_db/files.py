@@ -7,18 +7,20 @@ hidden temporary name, flushed to the disk and then renamed. Errors of the opera
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from bignas.device_db.errors import OutputError
 
-__all__ = ["atomic_folder", "require_writable", "sha256_of", "write_atomically"]
+__all__ = ["atomic_folder", "locked", "require_writable", "sha256_of", "write_atomically"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _REASONS = {
@@ -32,6 +34,7 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 _BLOCK_BYTES = 1 << 20
+_LOCK_SECONDS = 0.02  # between two tries
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -53,6 +56,38 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def locked(path: Path, seconds: float) -> Iterator[bool]:
+    """Hold a lock file for a block, alone among processes; yields whether it is held.
+
+    It is waited for so many seconds at most; after that the block runs without it. The lock of a
+    process that dies is free at once, the file stays.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    deadline = time.monotonic() + seconds
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise _output_error(path, error) from error
+    with file:
+        held = _try_lock(file.fileno())
+        while not held and time.monotonic() < deadline:
+            time.sleep(_LOCK_SECONDS)
+            held = _try_lock(file.fileno())
+        yield held
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

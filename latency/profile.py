@@ -1,12 +1,15 @@
-"""Profiles a device for a search space: its kernels first, then whole subnets, then the predictor.
+"""Profiles a device for a search space: kernels and whole subnets, then the predictor.
 
 Everything measured is in the store as soon as it is measured; the next run takes what is there and
 goes on with what is missing, so an interruption loses at most the batch under way.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
@@ -14,47 +17,82 @@ from bignas.compile.codegen import code_hash
 from bignas.compile.fusion import choose_kernels, kernel_options
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workload_of, workloads
-from bignas.device_db.errors import MeasurementError
+from bignas.device_db.errors import InputError, MeasurementError
+from bignas.device_db.files import cache_folder, locked
 from bignas.device_db.records import Device, Layout, Workload
 from bignas.device_db.store import Store
+from bignas.latency.held_out import held_out_error
+from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
-from bignas.latency.recording import Recorder
-from bignas.latency.subnets import (
-    measure_subnets,
-    measured_subnets,
-    spread_sample,
-    typical_weights_bytes,
-)
-from bignas.latency.tuned import kernel_table, tuned_kernels
-from bignas.latency.tuning import ensure_networks_tuned, tune_missing
+from bignas.latency.profile_plan import SUBNET_BATCH, SUBNET_COST, Batch, ProfilePlanner
+from bignas.latency.subnets import measure_subnets, measured_subnets, typical_weights_bytes
+from bignas.latency.tuned import failed_kernels, kernel_table, tuned_kernels
+from bignas.latency.tuning import BATCH, Tuner
 from bignas.supernet.space import Architecture, SearchSpace, StageChoice
 
-__all__ = ["ProfileProgress", "ProfileSummary", "fit_predictor", "profile_space", "space_workloads"]
+__all__ = [
+    "Phase",
+    "ProfileProgress",
+    "ProfileSummary",
+    "StopReason",
+    "fit_predictor",
+    "profile_space",
+    "space_workloads",
+]
 
-KERNEL_SHARE = 0.75  # of the time, at most; the rest goes to whole subnets
-SUBNET_BATCH = 10
 DEFAULT_SUBNETS = 80
+LOCK = "profiling.lock"  # in the cache folder
+PATIENCE_SECONDS = 60.0  # that the last measurements wait for another profiler
+FIRST_SHARE = 0.25  # of the time, is for the first subnets if there are none by then
+FIRST_KERNELS = 72  # with so many a target error is worth looking at
+ERROR_STEP = 1.3  # growth of what is measured, after which the error is estimated again
+
+
+class Phase(StrEnum):
+    """What is being measured."""
+
+    KERNELS = "kernels"
+    SUBNETS = "subnets"
+
+
+class StopReason(StrEnum):
+    """Why profiling ended."""
+
+    COMPLETE = "complete"
+    TARGET = "target error reached"
+    TIME = "time is up"
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileProgress:
-    """Where profiling stands: the phase, what is done of it, rejected groups, seconds left."""
+    """Where profiling stands: the phase, what is done of it, rejected groups, seconds left.
 
-    phase: str
+    `held_out_error` is a fraction; None as long as too few subnets were measured to tell.
+    """
+
+    phase: Phase
     done: int
     total: int
     rejected: int
     eta_seconds: float
+    held_out_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileSummary:
-    """What is in the store for this space and device after profiling."""
+    """What is in the store for this space and device after profiling, and why it ended.
+
+    `held_out_error` and `target_error` are fractions; see `bignas.latency.held_out`.
+    """
 
     kernels: int
     kernels_of_space: int
     subnets: int
     seconds: float
+    rejected: int
+    held_out_error: float | None
+    target_error: float | None
+    stopped: StopReason
 
 
 def space_workloads(space: SearchSpace) -> list[Workload]:
@@ -125,90 +163,213 @@ def profile_space(
     minutes: float,
     progress: Callable[[ProfileProgress], None] | None = None,
     subnets: int = DEFAULT_SUBNETS,
+    target_error: float | None = None,
 ) -> ProfileSummary:
-    """Measure kernels, then subnets, until all are there or the time is up.
+    """Measure kernels and subnets until all are there, the time is up or the error is low enough.
+
+    What comes next is chosen batch by batch by what the store holds (`ProfilePlanner`). In any case
+    there is a first batch of kernels and of subnets in the end. `target_error` is a fraction, held
+    against `held_out_error`. Profilers that share a cache folder take turns, batch by batch: they
+    neither disturb each other nor measure anything twice.
 
     Raises:
+        InputError: the target is no positive number.
         MeasurementError: measuring is impossible on this machine.
+        OutputError: the cache folder cannot be written.
         ToolchainError: the C compiler is missing or fails.
     """
-    start = time.monotonic()
-    wanted = space_workloads(space)
-    kernel_deadline = start + minutes * 60 * KERNEL_SHARE
-    weights_bytes = typical_weights_bytes(space)
-    _tune(wanted, device, store, cache, kernel_deadline, progress, weights_bytes)
-    deadline = start + minutes * 60
-    _measure_more(space, device, store, cache, subnets, deadline, progress)
-    known = set(tuned_kernels(store, device.name))
-    return ProfileSummary(
-        kernels=len(known.intersection(wanted)),
-        kernels_of_space=len(wanted),
-        subnets=len(measured_subnets(store, device.name, space, code_hash())),
-        seconds=time.monotonic() - start,
-    )
+    if target_error is not None and not (math.isfinite(target_error) and target_error > 0):
+        raise InputError(f"the target error must be above 0, not {target_error:g}")
+    with Tuner(device, store, cache, typical_weights_bytes(space)) as tuner:
+        run = _Profile(space, tuner, minutes, progress, subnets, target_error)
+        return run.run()
 
 
-def _tune(
-    wanted: list[Workload],
-    device: Device,
-    store: Store,
-    cache: ObjectCache,
-    deadline: float,
-    progress: Callable[[ProfileProgress], None] | None,
-    weights_bytes: int,
-) -> None:
-    start = time.monotonic()
+class _Profile:
+    """One run of profiling. What it measures depends on the store and on the time left alone."""
 
-    def report(done: int, total: int, rejected: int) -> bool:
-        now = time.monotonic()
-        left = (now - start) / done * (total - done)
-        if progress is not None:
-            eta = min(left, max(0.0, deadline - now))
-            progress(ProfileProgress("kernels", done, total, rejected, eta))
-        return now < deadline
+    def __init__(
+        self,
+        space: SearchSpace,
+        tuner: Tuner,
+        minutes: float,
+        progress: Callable[[ProfileProgress], None] | None,
+        subnets: int,
+        target_error: float | None,
+    ) -> None:
+        self._space, self._tuner = space, tuner
+        self._progress, self._target_error = progress, target_error
+        self._start = time.monotonic()
+        self._seconds = minutes * 60
+        self._wanted = space_workloads(space)
+        self._subnets = subnets
+        self._planner = ProfilePlanner(space, self._wanted, subnets)
+        self._lock = cache_folder() / LOCK
+        self._tried: set[Workload] = set()
+        self._given_up: set[Architecture] = set()
+        self._rejected = 0
+        self._error: float | None = None
+        self._error_at = 0  # how much was measured when the error was estimated
+        self._found = self._work(self._look())
 
-    known = set(tuned_kernels(store, device.name))
-    tune_missing(wanted, device, store, cache, known, report, weights_bytes)
-
-
-def _measure_more(
-    space: SearchSpace,
-    device: Device,
-    store: Store,
-    cache: ObjectCache,
-    wanted: int,
-    deadline: float,
-    progress: Callable[[ProfileProgress], None] | None,
-) -> None:
-    """Measure subnets until there are `wanted` ones; the first batch is measured in any case.
-
-    Kernels of theirs that the table still lacks are tuned first.
-    """
-    there = measured_subnets(store, device.name, space, code_hash())
-    done = {architecture for architecture, _ in there}
-    random = np.random.default_rng(len(there))
-    recorder = Recorder(device.name)
-    spread = spread_sample(space, max(wanted, SUBNET_BATCH), random)
-    pool = [one for one in spread if one not in done]
-    pool = [pool[int(index)] for index in random.permutation(len(pool))]
-    pool = pool[: max(0, wanted - len(done))]
-    start = time.monotonic()
-    for first in range(0, len(pool), SUBNET_BATCH):
-        if first and time.monotonic() > deadline:
-            return
-        batch = pool[first : first + SUBNET_BATCH]
-        layers = [workloads(space, architecture) for architecture in batch]
-        kernels = ensure_networks_tuned(
-            layers, device, store, cache, weights_bytes=typical_weights_bytes(space)
+    def run(self) -> ProfileSummary:
+        """Measure batch by batch."""
+        reason = self._measure_planned()
+        if reason is StopReason.TIME:
+            with self._turn(PATIENCE_SECONDS) as held:
+                if held:
+                    self._measure(self._first_subnets(self._look()))
+        state = self._look()
+        if not state.networks:
+            raise MeasurementError(f"no subnet of {self._space.name} can be measured")
+        return ProfileSummary(
+            kernels=len(state.table.keys() & set(self._wanted)),
+            kernels_of_space=len(self._wanted),
+            subnets=len(state.networks),
+            seconds=time.monotonic() - self._start,
+            rejected=self._rejected,
+            held_out_error=self._estimate(state),
+            target_error=self._target_error,
+            stopped=reason,
         )
-        records = measure_subnets(space, batch, kernels, device, cache, recorder)
-        store.add_measurements(records)
-        if all(not one.ok for one in records):
-            raise MeasurementError(f"no subnet can be measured: {records[0].error}")
-        if progress is not None:
-            count = first + len(batch)
-            left = (time.monotonic() - start) / count * (len(pool) - count)
-            progress(ProfileProgress("subnets", count, len(pool), 0, left))
+
+    def _measure_planned(self) -> StopReason:
+        started = False
+        while True:
+            with self._turn(self._left_seconds) as held:
+                state = self._look()
+                late = self._left_seconds <= 0 and (started or bool(state.table))
+                if self._reached(state):
+                    return StopReason.TARGET
+                if late or not held:
+                    return StopReason.TIME
+                batch = self._next_batch(state)
+                if not batch.kernels and not batch.subnets:
+                    return StopReason.COMPLETE
+                self._tune(batch.kernels)
+                if self._left_seconds > 0:
+                    self._measure(batch.subnets)
+                started = True
+
+    def _next_batch(self, state: "_State") -> Batch:
+        first = self._first_subnets(state)
+        waits_for_error = self._target_error is not None and len(state.table) >= FIRST_KERNELS
+        if first and (waits_for_error or self._left_seconds < FIRST_SHARE * self._seconds):
+            return Batch((), first)
+        return self._planner.next_batch(
+            state.table, state.networks.keys() | self._given_up, self._hopeless()
+        )
+
+    def _first_subnets(self, state: "_State") -> tuple[Architecture, ...]:
+        """Return as many subnets as a predictor and its error need, unless they are there."""
+        count = min(self._subnets, SUBNET_BATCH) - len(state.networks)
+        done = state.networks.keys() | self._given_up
+        return self._planner.cheapest_subnets(state.table, done, max(0, count), self._hopeless())
+
+    def _hopeless(self) -> set[Workload]:
+        failed = failed_kernels(self._tuner.store, self._tuner.device.name)
+        return self._tried.union(failed)
+
+    def _tune(self, kernels: Sequence[Workload]) -> None:
+        for start in range(0, len(kernels), BATCH):
+            batch = kernels[start : start + BATCH]
+            self._tried.update(batch)
+            self._rejected += self._tuner.tune(batch)
+            self._report(Phase.KERNELS)
+
+    def _measure(self, subnets: Sequence[Architecture]) -> None:
+        """Measure subnets, those whose kernels can be had; missing kernels are tuned first."""
+        tuner, space = self._tuner, self._space
+        if not subnets:
+            return
+        table = self._look().table
+        needed = [one for each in subnets for one in choose_kernels(workloads(space, each), table)]
+        self._tune([one for one in dict.fromkeys(needed) if one not in table])
+        kernels = tuned_kernels(tuner.store, tuner.device.name)
+        latency_us = {one: entry.latency_us for one, entry in kernels.items()}
+        batch = [
+            each
+            for each in subnets
+            if all(one in kernels for one in choose_kernels(workloads(space, each), latency_us))
+        ]
+        self._given_up.update(subnets)
+        if batch:
+            records = measure_subnets(
+                space, batch, kernels, tuner.device, tuner.cache, tuner.recorder
+            )
+            tuner.store.add_measurements(records)
+        self._report(Phase.SUBNETS)
+
+    # What is known
+
+    def _look(self) -> "_State":
+        store, device = self._tuner.store, self._tuner.device.name
+        kernels = tuned_kernels(store, device)
+        networks = measured_subnets(store, device, self._space, code_hash())
+        return _State({one: entry.latency_us for one, entry in kernels.items()}, dict(networks))
+
+    def _reached(self, state: "_State") -> bool:
+        """Return whether the error is low enough; estimate it anew when there is reason to.
+
+        With a target that is after each batch, so that an interruption changes nothing.
+        """
+        count = len(state.table) + len(state.networks)
+        if self._target_error is not None or count >= ERROR_STEP * self._error_at:
+            self._error, self._error_at = self._estimate(state), count
+        if self._target_error is None or self._error is None:
+            return False
+        return self._error <= self._target_error
+
+    def _estimate(self, state: "_State") -> float | None:
+        if not state.table:
+            return None
+        table = KernelTable(state.table, self._tuner.device.name, code_hash())
+        weights = self._planner.weights(state.table)
+        share = float(self._planner.estimated_shares(state.table).mean())
+        return held_out_error(
+            self._space, table, list(state.networks.items()), weights, share
+        )
+
+    # Time, turns and progress
+
+    @property
+    def _left_seconds(self) -> float:
+        return self._start + self._seconds - time.monotonic()
+
+    def _turn(self, seconds: float) -> AbstractContextManager[bool]:
+        return locked(self._lock, max(0.0, seconds))
+
+    def _work(self, state: "_State") -> tuple[int, int]:
+        kernels = len(state.table.keys() & set(self._wanted))
+        return kernels, len(state.networks)
+
+    def _report(self, phase: Phase) -> None:
+        if self._progress is None:
+            return
+        kernels, subnets = self._work(self._look())
+        totals = len(self._wanted), max(self._subnets, subnets)
+        done = kernels - self._found[0] + SUBNET_COST * (subnets - self._found[1])
+        left = totals[0] - kernels + SUBNET_COST * (totals[1] - subnets)
+        eta = (time.monotonic() - self._start) * left / done if done else math.inf
+        is_kernels = phase is Phase.KERNELS
+        self._progress(
+            ProfileProgress(
+                phase=phase,
+                done=kernels if is_kernels else subnets,
+                total=totals[0] if is_kernels else totals[1],
+                rejected=self._rejected,
+                eta_seconds=max(0.0, min(eta, self._left_seconds)),
+                held_out_error=self._error,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What the store holds: microseconds of kernels, milliseconds of subnets."""
+
+    table: dict[Workload, float]
+    networks: dict[Architecture, float]
 
 
 def fit_predictor(

@@ -133,13 +133,24 @@ class ProfilePlanner:
         latency_us: Mapping[Workload, float],
         measured: AbstractSet[Architecture],
         count: int,
+        hopeless: AbstractSet[Workload] = frozenset(),
     ) -> tuple[Architecture, ...]:
-        """Return the candidates for which the fewest kernels have to be tuned."""
+        """Return candidates for which few kernels have to be tuned, at most `count`.
+
+        Each is chosen with the kernels of those before it in mind. The rest is as in `next_batch`.
+        """
         known = np.array([one in latency_us for one in self._kernels])
-        missing = ((self._uses(self._candidate_layers, latency_us) > 0) & ~known).sum(axis=1)
-        order = np.argsort(missing, kind="stable").tolist()
-        fresh = [self.candidates[index] for index in order if self.candidates[index] not in measured]
-        return tuple(fresh[:count])
+        lost = np.array([one in hopeless for one in self._kernels]) & ~known
+        needs = self._uses(self._candidate_layers, latency_us) > 0
+        barred = (needs & lost).any(axis=1) | np.array([one in measured for one in self.candidates])
+        chosen: list[Architecture] = []
+        for _ in range(min(count, int((~barred).sum()))):
+            missing = (needs & ~known).sum(axis=1)
+            best = int(np.argmin(np.where(barred, len(known) + 1, missing)))
+            chosen.append(self.candidates[best])
+            barred[best] = True
+            known |= needs[best]
+        return tuple(chosen)
 
     def estimated_shares(self, latency_us: Mapping[Workload, float]) -> Array:
         """Return the share of each random architecture's kernel sum that was not measured."""
