@@ -16,9 +16,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from platformdirs import user_cache_dir
+
 from bignas.device_db.errors import OutputError
 
-__all__ = ["atomic_folder", "require_writable", "sha256_of", "write_atomically"]
+__all__ = ["atomic_folder", "cache_folder", "require_writable", "sha256_of", "write_atomically"]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _REASONS = {
@@ -32,6 +34,11 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 _BLOCK_BYTES = 1 << 20
+
+
+def cache_folder() -> Path:
+    """Return where derived files are kept: $BIGNAS_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("BIGNAS_CACHE") or user_cache_dir("bignas"))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
