@@ -10,14 +10,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from platformdirs import user_cache_dir
-
 from bignas.compile.codegen import build_object, code_hash, symbol_of
 from bignas.compile.fallback import FallbackKernel
 from bignas.compile.fallback_object import build_fallback, fallback_hash
 from bignas.compile.schedule import Schedule
 from bignas.device_db.errors import BignasError, TargetError
-from bignas.device_db.files import write_atomically
+from bignas.device_db.files import cache_folder, write_atomically
 from bignas.device_db.records import Target, Workload
 
 __all__ = [
@@ -25,17 +23,11 @@ __all__ = [
     "ObjectCache",
     "RequestedObject",
     "build_objects",
-    "cache_folder",
     "exit_with_parent",
 ]
 
 RequestedObject = tuple[Workload, Schedule]
 BuiltObject = tuple[Workload, Schedule, str | None]  # why building failed, if it did
-
-
-def cache_folder() -> Path:
-    """Return where derived files are kept: $BIGNAS_CACHE, else the user's cache folder."""
-    return Path(os.environ.get("BIGNAS_CACHE") or user_cache_dir("bignas"))
 
 
 class ObjectCache:

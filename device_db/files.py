@@ -18,9 +18,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from platformdirs import user_cache_dir
+
 from bignas.device_db.errors import OutputError
 
-__all__ = ["atomic_folder", "locked", "require_writable", "sha256_of", "write_atomically"]
+__all__ = [
+    "atomic_folder",
+    "cache_folder",
+    "locked",
+    "require_writable",
+    "sha256_of",
+    "write_atomically",
+]
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _REASONS = {
@@ -35,6 +44,11 @@ _REASONS = {
 }
 _BLOCK_BYTES = 1 << 20
 _LOCK_SECONDS = 0.02  # between two tries
+
+
+def cache_folder() -> Path:
+    """Return where derived files are kept: $BIGNAS_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("BIGNAS_CACHE") or user_cache_dir("bignas"))
 
 
 def write_atomically(path: Path, data: bytes) -> None:

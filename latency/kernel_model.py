@@ -136,9 +136,7 @@ def _fit_roofline(features: Array, latency_us: Array) -> Array:
     return np.asarray(coefficients / scale)
 
 
-def rough_latencies_us(
-    table: Mapping[Workload, float], workloads: Sequence[Workload]
-) -> Array:
+def rough_latencies_us(table: Mapping[Workload, float], workloads: Sequence[Workload]) -> Array:
     """Look kernels up where they were measured; take a roofline for the rest, without a correction.
 
     Of an empty table come the latencies of an ordinary processor core. That is enough to tell large

@@ -326,9 +326,7 @@ class _Profile:
         table = KernelTable(state.table, self._tuner.device.name, code_hash())
         weights = self._planner.weights(state.table)
         share = float(self._planner.estimated_shares(state.table).mean())
-        return held_out_error(
-            self._space, table, list(state.networks.items()), weights, share
-        )
+        return held_out_error(self._space, table, list(state.networks.items()), weights, share)
 
     # Time, turns and progress
 

@@ -29,11 +29,10 @@ from pathlib import Path
 import psutil
 
 from bignas.compile.network import THREADS_OF_LIBRARY, runtime_files
-from bignas.compile.objects import cache_folder
 from bignas.compile.plan import MOST_THREADS
 from bignas.compile.toolchain import link_program
 from bignas.device_db.errors import MeasurementError
-from bignas.device_db.files import write_atomically
+from bignas.device_db.files import cache_folder, write_atomically
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Environment, Operator, Workload
 

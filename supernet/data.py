@@ -2,6 +2,8 @@
 
 Decisions
 - Everything is decoded once into uint8 arrays; augmentation and resizing work on whole batches.
+  The arrays are kept in the cache folder, under the hash of the undecoded images, so that later
+  commands on the same data start at once.
 - `preprocess` is the only path from an image to a network's input. Training, evaluation, export
   and the checks of binaries call it.
 - Validation and calibration images are carved from the training images with a fixed seed, so that
@@ -18,7 +20,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -30,15 +32,19 @@ import psutil
 import pyarrow as pa
 import torch
 from PIL import Image, UnidentifiedImageError
+from pyarrow import compute
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
 from bignas.device_db.errors import DataError
+from bignas.supernet.array_cache import CachedArrays, read_arrays, write_arrays
 
 __all__ = ["DIGITS", "ImageData", "Split", "SplitName", "load_data", "preprocess"]
 
 DIGITS = "digits"
+_CACHE = "data"
+_DECODING = "1"  # to be changed when the same files are decoded or split in another way
 _DIGITS_SIDE = 32
 _SPLIT_SEED = 20200824
 _MOST_VALIDATION = 5000
@@ -131,12 +137,18 @@ def load_data(name_or_folder: str) -> ImageData:
     if name_or_folder == DIGITS:
         return _digits()
     sources = _read(name_or_folder)
+    key = _fingerprint(sources)
+    name = Path(name_or_folder).name or name_or_folder
+    cached = _from_cache(name, key)
+    if cached is not None:
+        return cached
     train = sources["train"]
     side = _common_side(train, name_or_folder)
     _require_memory(sum(source.table.num_rows for source in sources.values()), side)
     splits = {name: source.decode(name, side) for name, source in sources.items()}
-    name = Path(name_or_folder).name or name_or_folder
-    return _assemble(name, splits, train.classes, mirrorable=True)
+    data = _assemble(name, splits, train.classes, mirrorable=True)
+    _to_cache(data, key)
+    return data
 
 
 def preprocess(
@@ -222,6 +234,76 @@ def _digest(classes: tuple[str, ...], splits: Sequence[Split]) -> str:
     return digest.hexdigest()
 
 
+def _fingerprint(sources: Mapping[str, "_Source"]) -> str:
+    """Identify undecoded splits, and the way they are decoded."""
+    digest = hashlib.sha256(_DECODING.encode())
+    for name, source in sources.items():
+        digest.update(name.encode())
+        source.add_to(digest)
+    return digest.hexdigest()
+
+
+def _from_cache(name: str, key: str) -> ImageData | None:
+    """The data that were kept under that key, if they are what they were."""
+    found = read_arrays(_CACHE, key)
+    if found is None:
+        return None
+    try:
+        splits = {
+            split: Split(found.arrays[f"{split}.images"], found.arrays[f"{split}.labels"])
+            for split in SplitName
+        }
+        description = found.description
+        data = ImageData(
+            name,
+            splits[SplitName.TRAIN],
+            splits[SplitName.CALIBRATION],
+            splits[SplitName.VALIDATION],
+            splits[SplitName.TEST],
+            classes=tuple(description["classes"]),
+            mean=tuple(description["mean"]),
+            std=tuple(description["std"]),
+            digest=description["digest"],
+        )
+        calibration_digest = description["calibration"]
+    except (KeyError, TypeError, DataError):
+        return None
+    digest = _digest(data.classes, (data.train, data.validation, data.test))
+    calibration = _digest(data.classes, (data.calibration,))
+    intact = (digest, calibration) == (data.digest, calibration_digest)
+    return data if intact else None
+
+
+def _to_cache(data: ImageData, key: str) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    for name in SplitName:
+        arrays[f"{name}.images"] = data.split(name).images
+        arrays[f"{name}.labels"] = data.split(name).labels
+    description = {
+        "classes": data.classes,
+        "mean": data.mean,
+        "std": data.std,
+        "digest": data.digest,
+        "calibration": _digest(data.classes, (data.calibration,)),
+    }
+    write_arrays(_CACHE, key, CachedArrays(arrays, description))
+
+
+class _Hashing(io.RawIOBase):
+    """A file that only hashes what is written."""
+
+    def __init__(self, digest: "hashlib._Hash") -> None:
+        super().__init__()
+        self._digest = digest
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return len(data)
+
+
 @dataclass(frozen=True, eq=False)
 class _Source:
     """One undecoded split: table, the names of its two columns, and the class names."""
@@ -231,6 +313,20 @@ class _Source:
     image_column: str
     label_column: str
     classes: tuple[str, ...]
+
+    def add_to(self, digest: "hashlib._Hash") -> None:
+        """Hash the undecoded images and labels; of images in files, how those look."""
+        digest.update(repr((self.image_column, self.label_column, self.classes)).encode())
+        table = self.table.select([self.image_column, self.label_column])
+        table = table.replace_schema_metadata(None)
+        with pa.ipc.new_stream(pa.PythonFile(_Hashing(digest), mode="w"), table.schema) as stream:
+            stream.write_table(table)
+        content = table.column(self.image_column)
+        outside = compute.is_null(compute.struct_field(content, "bytes"))
+        for path in compute.struct_field(content, "path").filter(outside).to_pylist():
+            with suppress(OSError, TypeError):  # decoding says what is wrong with it
+                status = Path(path).stat()
+                digest.update(repr((path, status.st_size, status.st_mtime_ns)).encode())
 
     def open(self, row: Mapping[str, Any] | None, index: int) -> Image.Image:
         """Open an image without decoding it."""

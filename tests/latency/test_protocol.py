@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from bignas.compile.objects import cache_folder
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import MeasurementError, ToolchainError
+from bignas.device_db.files import cache_folder
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Operator, Workload
 from bignas.latency import protocol

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from bignas.device_db.errors import DataError
-from bignas.supernet.data import load_data, preprocess
+from bignas.supernet.data import ImageData, SplitName, load_data, preprocess
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path / "arrays"))
 
 
 def png(pixels: np.ndarray, mode: str | None = None) -> bytes:
@@ -179,3 +180,75 @@ def test_preprocessing() -> None:
         assert np.array_equal(batch[3:4].numpy(), single.numpy())
     flat = np.full((1, 16, 16, 3), 51, dtype=np.uint8)
     assert np.allclose(preprocess(flat, 11, (0.2,) * 3, std).numpy(), 0.0, atol=1e-5)
+
+
+def equal(one: ImageData, other: ImageData) -> bool:
+    """Whether two data sets hold the same."""
+    same = all(
+        np.array_equal(one.split(name).images, other.split(name).images)
+        and np.array_equal(one.split(name).labels, other.split(name).labels)
+        for name in SplitName
+    )
+    facts = [
+        (it.name, it.classes, it.mean, it.std, it.digest, it.mirrorable) for it in (one, other)
+    ]
+    return same and facts[0] == facts[1]
+
+
+def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        pytest.fail("decoded, although the arrays were kept")
+
+    monkeypatch.setattr("bignas.supernet.data._Source.decode", decode)
+
+
+def test_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, [png(pixels) for pixels in pictures(40)])
+    first = load_data(str(folder))
+    forbid_decoding(monkeypatch)
+    assert equal(load_data(str(folder)), first)
+
+
+def test_other_images_are_other_data(folder: Path) -> None:
+    write(folder, [png(pixels) for pixels in pictures(40)])
+    first = load_data(str(folder))
+    write(folder, [png(pixels) for pixels in pictures(40, seed=1)])
+    assert load_data(str(folder)).digest != first.digest
+    write(folder, [png(pixels) for pixels in pictures(40)], labels=[1, *[0] * 39])
+    assert load_data(str(folder)).digest != first.digest
+
+
+def test_images_in_files_that_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index, pixels in enumerate(pictures(40)):
+        path = tmp_path / "pets" / "train" / ("cat" if index % 2 else "dog") / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(pixels))
+    first = load_data(str(tmp_path / "pets"))
+    path.write_bytes(png(pictures(1, seed=9)[0]))
+    assert load_data(str(tmp_path / "pets")).digest != first.digest
+    forbid_decoding(monkeypatch)
+    load_data(str(tmp_path / "pets"))
+
+
+@pytest.mark.parametrize("part", ["train.images", "calibration.images", "test.labels", "none"])
+def test_a_damaged_cache_is_made_again(folder: Path, tmp_path: Path, part: str) -> None:
+    write(folder, [png(pixels) for pixels in pictures(40)])
+    first = load_data(str(folder))
+    (kept,) = (tmp_path / "arrays" / "data").iterdir()
+    for path in kept.glob(f"{part}.npy"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    if part == "none":
+        (kept / "description.json").write_text("{", encoding="utf-8")
+    assert equal(load_data(str(folder)), first)
+    assert equal(load_data(str(folder)), first)
+
+
+def test_a_cache_that_cannot_be_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path / "file"))
+    write(folder, [png(pixels) for pixels in pictures(40)])
+    assert equal(load_data(str(folder)), load_data(str(folder)))
