@@ -206,7 +206,7 @@ class _Profile:
         self._planner = ProfilePlanner(space, self._wanted, subnets)
         self._lock = cache_folder() / LOCK
         self._tried: set[Workload] = set()
-        self._given_up: set[Architecture] = set()
+        self._given_up: set[Architecture] = set()  # measured by this run, with success or without
         self._rejected = 0
         self._error: float | None = None
         self._error_at = 0  # how much was measured when the error was estimated
@@ -216,9 +216,7 @@ class _Profile:
         """Measure batch by batch."""
         reason = self._measure_planned()
         if reason is StopReason.TIME:
-            with self._turn(PATIENCE_SECONDS) as held:
-                if held:
-                    self._measure(self._first_subnets(self._look()))
+            self._measure_first_subnets()
         state = self._look()
         if not state.networks:
             raise MeasurementError(f"no subnet of {self._space.name} can be measured")
@@ -246,9 +244,7 @@ class _Profile:
                 batch = self._next_batch(state)
                 if not batch.kernels and not batch.subnets:
                     return StopReason.COMPLETE
-                self._tune(batch.kernels)
-                if self._left_seconds > 0:
-                    self._measure(batch.subnets)
+                self._take_step(batch, state)
                 started = True
 
     def _next_batch(self, state: "_State") -> Batch:
@@ -270,34 +266,40 @@ class _Profile:
         failed = failed_kernels(self._tuner.store, self._tuner.device.name)
         return self._tried.union(failed)
 
-    def _tune(self, kernels: Sequence[Workload]) -> None:
-        for start in range(0, len(kernels), BATCH):
-            batch = kernels[start : start + BATCH]
-            self._tried.update(batch)
-            self._rejected += self._tuner.tune(batch)
-            self._report(Phase.KERNELS)
+    def _measure_first_subnets(self) -> None:
+        with self._turn(PATIENCE_SECONDS) as held:
+            state = self._look()
+            while held and (first := self._first_subnets(state)):
+                self._take_step(Batch((), first), state)
+                state = self._look()
 
-    def _measure(self, subnets: Sequence[Architecture]) -> None:
-        """Measure subnets, those whose kernels can be had; missing kernels are tuned first."""
-        tuner, space = self._tuner, self._space
-        if not subnets:
+    def _take_step(self, batch: Batch, state: "_State") -> None:
+        """Measure and commit once: kernels, those that subnets lack first, or else the subnets.
+
+        After each commit there is a new plan, so that an interruption changes nothing.
+        """
+        chosen = {
+            each: choose_kernels(workloads(self._space, each), state.table)
+            for each in batch.subnets
+        }
+        lacking = [one for kernels in chosen.values() for one in kernels if one not in state.table]
+        kernels = list(dict.fromkeys([*batch.kernels, *lacking]))[:BATCH]
+        if kernels:
+            self._tried.update(kernels)
+            self._rejected += self._tuner.tune(kernels)
+            self._report(Phase.KERNELS)
             return
-        table = self._look().table
-        needed = [one for each in subnets for one in choose_kernels(workloads(space, each), table)]
-        self._tune([one for one in dict.fromkeys(needed) if one not in table])
-        kernels = tuned_kernels(tuner.store, tuner.device.name)
-        latency_us = {one: entry.latency_us for one, entry in kernels.items()}
-        batch = [
-            each
-            for each in subnets
-            if all(one in kernels for one in choose_kernels(workloads(space, each), latency_us))
-        ]
-        self._given_up.update(subnets)
-        if batch:
-            records = measure_subnets(
-                space, batch, kernels, tuner.device, tuner.cache, tuner.recorder
-            )
-            tuner.store.add_measurements(records)
+        tuner = self._tuner
+        records = measure_subnets(
+            self._space,
+            batch.subnets,
+            tuned_kernels(tuner.store, tuner.device.name),
+            tuner.device,
+            tuner.cache,
+            tuner.recorder,
+        )
+        tuner.store.add_measurements(records)
+        self._given_up.update(batch.subnets)
         self._report(Phase.SUBNETS)
 
     # What is known

@@ -9,6 +9,8 @@ among both (`bignas.latency.active`), on a linear model of relative errors with 
   of them teaches something about the others.
 - The whole network is off its kernel sum by a factor that depends on the options chosen.
 
+Of the best measurements those of the same kind as the very best one make up the batch.
+
 Measuring a subnet costs more than a kernel, and as much again as tuning what it still lacks: early
 on subnets of known kernels are cheap, and kernels that many subnets need come first.
 
@@ -53,7 +55,7 @@ KERNEL_NOISE = 0.03  # of a kernel's measurement, in standard deviations of its 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What to measure next; both empty when nothing is left."""
+    """What to measure next, either kernels or subnets; both are empty when nothing is left."""
 
     kernels: tuple[Workload, ...]
     subnets: tuple[Architecture, ...]
@@ -122,11 +124,11 @@ class ProfilePlanner:
             targets,
         )
         places = free[chosen - len(before)]
+        kernels = [self._kernels[place] for place in places if place < count]
         subnets = [self.candidates[place - count] for place in places if place >= count]
-        return Batch(
-            kernels=tuple(self._kernels[place] for place in places if place < count),
-            subnets=tuple(subnets[: min(left, SUBNET_BATCH)]),
-        )
+        if kernels and places[0] < count:
+            return Batch(tuple(kernels), ())
+        return Batch((), tuple(subnets[: min(left, SUBNET_BATCH)]))
 
     def cheapest_subnets(
         self,

@@ -1,0 +1,97 @@
+"""Measurements that take no time and depend on nothing but what is measured."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bignas.compile.codegen import code_hash
+from bignas.compile.objects import ObjectCache
+from bignas.compile.schedule import Schedule
+from bignas.compile.workload import workloads
+from bignas.device_db.records import (
+    Device,
+    Measurement,
+    MeasurementKind,
+    Provenance,
+    Subject,
+    Workload,
+)
+from bignas.device_db.store import Store
+from bignas.latency.recording import Recorder, space_label
+from bignas.latency.tuned import TunedKernel
+from bignas.supernet.space import Architecture, SearchSpace
+from tests.latency.synthetic import kernel_us
+from tests.latency.tiny import QUIET, kernel_record
+
+
+class FakeTuner:
+    """Stands for `Tuner`: writes a record for each kernel, but for those that are to fail.
+
+    `limit` batches are tuned, then comes KeyboardInterrupt. Each batch takes `seconds`.
+    """
+
+    failing: frozenset[Workload] = frozenset()
+    limit: int | None = None
+    seconds = 0.0
+
+    def __init__(self, device: Device, store: Store, cache: ObjectCache, _: int = 0) -> None:
+        self.device, self.store, self.cache = device, store, cache
+        self.recorder = Recorder(device.name)
+        self._batches = 0
+
+    def __enter__(self) -> "FakeTuner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def tune(self, kernels: Sequence[Workload]) -> int:
+        """Record the kernels; returns that one round was rejected."""
+        if self.limit is not None and self._batches >= self.limit:
+            raise KeyboardInterrupt
+        self._batches += 1
+        time.sleep(self.seconds)
+        text = Schedule().to_text()
+        name, session = self.device.name, self.recorder.session
+        records = [
+            kernel_record(name, one, text, [], code_hash(), "it failed")
+            if one in self.failing
+            else kernel_record(name, one, text, [1e3 * kernel_us(one)] * 3, code_hash())
+            for one in kernels
+        ]
+        self.store.add_measurements(replace(one, session=session) for one in records)
+        return 1
+
+
+def fake_subnets(
+    space: SearchSpace,
+    architectures: Sequence[Architecture],
+    kernels: Mapping[Workload, TunedKernel],
+    device: Device,
+    cache: ObjectCache,
+    recorder: Recorder,
+) -> list[Measurement]:
+    """Stands for `measure_subnets`: a subnet takes 4% more than its kernels."""
+    assert Path(cache.folder)
+    for one in architectures:
+        assert all(work in kernels for work in workloads(space, one)), "a kernel is not tuned"
+    return [
+        Measurement(
+            device=device.name,
+            subject=Subject.NETWORK,
+            workload=None,
+            schedule=None,
+            space=space_label(space),
+            architecture=one.key,
+            samples_ns=(1.04e3 * sum(map(kernel_us, workloads(space, one))),) * 3,
+            error=None,
+            kind=MeasurementKind.MEASURED,
+            provenance=Provenance("compiler", "runtime", code_hash(), "0", "host"),
+            environment=QUIET,
+            created_at=datetime.now(UTC),
+            session=recorder.session,
+        )
+        for one in architectures
+    ]
