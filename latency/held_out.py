@@ -43,17 +43,18 @@ def held_out_error(
     """
     if len(networks) < FEWEST_NETWORKS:
         return None
-    whole = LatencyPredictor.of_kernels(space, table)
+    whole: LatencyPredictor | None = None  # fitted when a fold needs it
     predicted_ms = np.zeros(len(networks))
     for fold in range(FOLDS):
         test = [one for one, _ in networks[fold::FOLDS]]
         train = [one for index, one in enumerate(networks) if index % FOLDS != fold]
         forgotten = _forgotten(space, table, test, weights, unmeasured_share)
-        plain = whole
         if forgotten:
             kept = {one: us for one, us in table.items() if one not in forgotten}
             rest = KernelTable(kept, table.device_name, table.code_hash)
             plain = LatencyPredictor.of_kernels(space, rest)
+        else:
+            plain = whole = whole or LatencyPredictor.of_kernels(space, table)
         predicted_ms[fold::FOLDS] = plain.corrected(train).predict(test).latency_ms
     return mape(predicted_ms, np.array([latency_ms for _, latency_ms in networks]))
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bignas.compile.fusion import choose_kernels
+from bignas.compile.fusion import choose_kernels, kernel_options
 from bignas.compile.workload import workloads
 from bignas.device_db.records import Workload
 from bignas.latency.active import next_batch
@@ -77,8 +77,8 @@ class ProfilePlanner:
         spread = spread_sample(space, max(subnets, SUBNET_BATCH), random)
         more = [space.sample(random) for _ in spread]
         self.candidates = list(dict.fromkeys([*spread, *more]))
-        self._reference_layers = [workloads(space, one) for one in references]
-        self._candidate_layers = [workloads(space, one) for one in self.candidates]
+        self._references = self._networks(references, space)
+        self._candidates = self._networks(self.candidates, space)
         self._similarity = np.linalg.cholesky(_similarity(self._kernels))
         options = space.option_values([*references, *self.candidates]).astype(np.float64)
         spreads = options[: len(references)].std(axis=0)
@@ -99,7 +99,7 @@ class ProfilePlanner:
         latency_us: microseconds of each measured kernel; hopeless: kernels not to be tried, nor
         subnets that have them.
         """
-        needs = self._uses(self._candidate_layers, latency_us) > 0
+        needs = self._uses(self._candidates, latency_us) > 0
         known = np.array([one in latency_us for one in self._kernels])
         lost = np.array([one in hopeless for one in self._kernels])
         missing = (needs & ~known).sum(axis=1)
@@ -143,7 +143,7 @@ class ProfilePlanner:
         """
         known = np.array([one in latency_us for one in self._kernels])
         lost = np.array([one in hopeless for one in self._kernels]) & ~known
-        needs = self._uses(self._candidate_layers, latency_us) > 0
+        needs = self._uses(self._candidates, latency_us) > 0
         barred = (needs & lost).any(axis=1) | np.array([one in measured for one in self.candidates])
         chosen: list[Architecture] = []
         for _ in range(min(count, int((~barred).sum()))):
@@ -156,7 +156,7 @@ class ProfilePlanner:
 
     def estimated_shares(self, latency_us: Mapping[Workload, float]) -> Array:
         """Return the share of each random architecture's kernel sum that was not measured."""
-        parts_us = self._uses(self._reference_layers, latency_us) * rough_latencies_us(
+        parts_us = self._uses(self._references, latency_us) * rough_latencies_us(
             latency_us, self._kernels
         )
         known = np.array([one in latency_us for one in self._kernels])
@@ -164,7 +164,7 @@ class ProfilePlanner:
 
     def weights(self, latency_us: Mapping[Workload, float]) -> dict[Workload, float]:
         """Return the mean share of the kernel sum that each kernel has in random architectures."""
-        parts_us = self._uses(self._reference_layers, latency_us) * rough_latencies_us(
+        parts_us = self._uses(self._references, latency_us) * rough_latencies_us(
             latency_us, self._kernels
         )
         shares = (parts_us / parts_us.sum(axis=1, keepdims=True)).mean(axis=0)
@@ -173,7 +173,7 @@ class ProfilePlanner:
     def _model(self, latency_us: Mapping[Workload, float]) -> tuple[Array, Array]:
         """Return rows of all kernels and candidates, and those of the random architectures."""
         rough_us = rough_latencies_us(latency_us, self._kernels)
-        uses = self._uses(self._reference_layers, latency_us)
+        uses = self._uses(self._references, latency_us)
         error_us = KERNEL_ERROR * np.sqrt(rough_us * np.median(rough_us))
         weights = uses * error_us / (uses @ rough_us)[:, None]
         count = len(self._kernels)
@@ -185,15 +185,35 @@ class ProfilePlanner:
         rows[count:, count:] = scale * self._candidate_factor
         return rows, np.column_stack([weights @ self._similarity, self._reference_factor])
 
-    def _uses(
-        self, networks: Sequence[Sequence[Workload]], latency_us: Mapping[Workload, float]
-    ) -> Array:
-        """Return how often each network, of these layers, has each kernel: [networks, kernels]."""
-        counts = np.zeros((len(networks), len(self._kernels)))
-        for row, layers in zip(counts, networks, strict=True):
-            for kernel in choose_kernels(layers, latency_us):
-                row[self._numbers[kernel]] += 1
+    def _uses(self, networks: "_Networks", latency_us: Mapping[Workload, float]) -> Array:
+        """Return how often each network has each kernel: [networks, kernels]."""
+        counts = networks.layer_counts.copy()
+        for row in networks.open_choices:
+            counts[row] = self._count(choose_kernels(networks.layers[row], latency_us))
         return counts
+
+    def _networks(self, architectures: Sequence[Architecture], space: SearchSpace) -> "_Networks":
+        layers = [workloads(space, one) for one in architectures]
+        return _Networks(
+            layers=layers,
+            layer_counts=np.array([self._count(each) for each in layers]),
+            open_choices=[
+                row for row, each in enumerate(layers) if set(kernel_options(each)) != set(each)
+            ],
+        )
+
+    def _count(self, kernels: Sequence[Workload]) -> Array:
+        numbers = [self._numbers[kernel] for kernel in kernels]
+        return np.bincount(numbers, minlength=len(self._kernels)).astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class _Networks:
+    """The layers of some networks, and which have alternatives: those use what the table says."""
+
+    layers: Sequence[Sequence[Workload]]
+    layer_counts: Array  # [networks, kernels], how often each network has each layer
+    open_choices: Sequence[int]
 
 
 def _similarity(kernels: Sequence[Workload]) -> Array:

@@ -5,13 +5,14 @@ import sys
 from bignas.compile.objects import ObjectCache
 from bignas.device_db.probe import LOCAL
 from bignas.device_db.store import Store
-from bignas.latency import profile, profile_plan
+from bignas.latency import profile, profile_plan, regression
 from tests.latency.fake_bench import FakeTuner, fake_subnets
 from tests.latency.tiny import TINY
 
 if __name__ == "__main__":
     FakeTuner.seconds = 0.05
     profile_plan.BATCH = 4
+    regression.TREE_ROUNDS = 3
     setattr(profile, "Tuner", FakeTuner)  # noqa: B010 - the types differ
     setattr(profile, "measure_subnets", fake_subnets)  # noqa: B010
     with Store.open() as store:
