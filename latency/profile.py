@@ -6,7 +6,7 @@ goes on with what is missing, so an interruption loses at most the batch under w
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum

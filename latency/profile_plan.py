@@ -64,19 +64,27 @@ class Batch:
 class ProfilePlanner:
     """Plans the profile of one space on any device.
 
-    kernels: all kernels of the space; subnets: how many subnets are wanted in the end. Candidates
-    are `subnets` architectures spread over the space and as many random ones.
+    kernels: all kernels of the space; subnets: how many subnets are wanted in the end; candidates:
+    which they may be, when left out `subnets` architectures spread over the space and as many
+    random ones.
     """
 
-    def __init__(self, space: SearchSpace, kernels: Sequence[Workload], subnets: int) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        kernels: Sequence[Workload],
+        subnets: int,
+        candidates: Sequence[Architecture] | None = None,
+    ) -> None:
         self._kernels = list(kernels)
         self._numbers = {kernel: number for number, kernel in enumerate(kernels)}
         self._subnets = subnets
         random = np.random.default_rng(0)
         references = [space.sample(random) for _ in range(REFERENCES)]
-        spread = spread_sample(space, max(subnets, SUBNET_BATCH), random)
-        more = [space.sample(random) for _ in spread]
-        self.candidates = list(dict.fromkeys([*spread, *more]))
+        if candidates is None:
+            spread = spread_sample(space, max(subnets, SUBNET_BATCH), random)
+            candidates = [*spread, *(space.sample(random) for _ in spread)]
+        self.candidates = list(dict.fromkeys(candidates))
         self._references = self._networks(references, space)
         self._candidates = self._networks(self.candidates, space)
         self._similarity = np.linalg.cholesky(_similarity(self._kernels))

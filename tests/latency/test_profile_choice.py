@@ -276,7 +276,7 @@ def test_an_impossible_target_is_refused(device: Device, store: Store, target_er
         profiled(device, store, target_error)
 
 
-@pytest.mark.usefixtures("_small_batches")
+@pytest.mark.slow
 def test_profilers_of_one_store_share_the_work(tmp_path: Path) -> None:
     """Several processes begin together; nothing is measured twice, and nothing is left."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH')}"}

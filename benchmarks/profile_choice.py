@@ -1,0 +1,270 @@
+"""What profiling measures next: error against minutes, replayed on a complete profile.
+
+    python benchmarks/profile_choice.py cifar --json --results OUT --picture docs/active.png
+
+The store holds every kernel of the space and some hundred subnets. Of these a part, drawn anew for
+each seed, is the test: what is predicted of them after so many seconds of measuring? Three ways to
+choose are compared:
+
+- chosen: what `bignas profile` does;
+- random: kernels at random, and a quarter of the time random subnets;
+- frequent first: the kernels that most random architectures have, for three quarters of the time,
+  then random subnets (what `bignas profile` did before).
+
+A subnet can be measured only when its kernels are; those that it lacks are measured with it. Seconds
+of a kernel and of a subnet are those of profiling, building included. Errors are medians over seeds.
+A batch that the last two begin in time counts in full, even where it takes longer.
+"""
+
+import argparse
+import io
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from command import progress, run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from bignas.compile.codegen import code_hash
+from bignas.compile.fusion import choose_kernels
+from bignas.compile.workload import workloads
+from bignas.device_db.errors import InputError
+from bignas.device_db.files import write_atomically
+from bignas.device_db.records import Workload
+from bignas.device_db.store import Store
+from bignas.latency.kernel_model import KernelTable
+from bignas.latency.metrics import mape
+from bignas.latency.predictor import LatencyPredictor
+from bignas.latency.profile import DEFAULT_SUBNETS, space_workloads
+from bignas.latency.profile_plan import ProfilePlanner
+from bignas.latency.subnets import measured_subnets
+from bignas.latency.tuned import kernel_table
+from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.spaces import load_space
+
+BATCH = 24
+SECONDS = (10, 15, 20, 30, 40, 50, 60, 80, 100, 120, 140)
+KERNEL_TIME = 0.75  # share of the time, where subnets are not chosen
+CHOSEN, RANDOM, FREQUENT = "chosen", "random", "frequent first"
+COLORS = {CHOSEN: "#d62728", RANDOM: "#7f7f7f", FREQUENT: "#1f77b4"}
+DOTS_PER_INCH = 110
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A complete profile, and what measuring costs."""
+
+    space: SearchSpace
+    table: KernelTable
+    kernels: tuple[Workload, ...]
+    networks: Mapping[Architecture, float]
+    kernel_seconds: float
+    subnet_seconds: float
+
+
+@dataclass
+class Replay:
+    """What one way of choosing has measured so far."""
+
+    recorded: Recorded
+    seconds: float = 0.0
+    table: dict[Workload, float] = field(default_factory=dict)
+    networks: dict[Architecture, float] = field(default_factory=dict)
+
+    def measure(self, kernels: Sequence[Workload], subnets: Sequence[Architecture]) -> None:
+        """Measure kernels, those that the subnets lack, and the subnets."""
+        recorded = self.recorded
+        lacking = [
+            kernel
+            for each in subnets
+            for kernel in choose_kernels(workloads(recorded.space, each), recorded.table)
+        ]
+        new = {one for one in (*kernels, *lacking) if one not in self.table}
+        self.table |= {one: recorded.table[one] for one in new}
+        self.networks |= {one: recorded.networks[one] for one in subnets}
+        self.seconds += recorded.kernel_seconds * len(new)
+        self.seconds += recorded.subnet_seconds * len(subnets)
+
+    def error(self, test: Sequence[Architecture]) -> float:
+        """Return the mean absolute percentage error on the test subnets, as a fraction."""
+        table = KernelTable(self.table, self.recorded.table.device_name, code_hash())
+        predictor = LatencyPredictor.fit(self.recorded.space, table, list(self.networks.items()))
+        measured_ms = [self.recorded.networks[one] for one in test]
+        return mape(predictor.predict(test).latency_ms, measured_ms)
+
+
+def main() -> int:
+    """Replay all ways of choosing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("space")
+    parser.add_argument("--device", default="local", help="whose profile is in the store")
+    parser.add_argument("--test", type=int, default=120, help="subnets to predict")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--kernel-seconds", type=float, default=0.17)
+    parser.add_argument("--subnet-seconds", type=float, default=0.4)
+    parser.add_argument("--json", action="store_true", help="print nothing but one JSON document")
+    parser.add_argument("--results", type=Path, help="add the document to the list in this file")
+    parser.add_argument("--picture", type=Path, help="draw the errors, a PNG file")
+    options = parser.parse_args()
+    return run(lambda: measure(options), options.json, options.results)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the document. Raises InputError."""
+    if options.seeds < 1 or options.test < 1:
+        raise InputError("--seeds and --test must be at least 1")
+    recorded = load(options)
+    errors: dict[str, list[list[float]]] = {CHOSEN: [], RANDOM: [], FREQUENT: []}
+    curves: list[list[tuple[float, float]]] = []
+    for seed in range(options.seeds):
+        order = np.random.default_rng(seed).permutation(len(recorded.networks))
+        subnets = [list(recorded.networks)[index] for index in order]
+        test, candidates = subnets[: options.test], subnets[options.test :]
+        curve = [(one.seconds, one.error(test)) for one in chosen(recorded, candidates)]
+        curves.append(curve)
+        errors[CHOSEN].append([_at(curve, seconds) for seconds in SECONDS])
+        errors[RANDOM].append(
+            [random(recorded, candidates, seed, seconds).error(test) for seconds in SECONDS]
+        )
+        errors[FREQUENT].append(
+            [frequent(recorded, candidates, seconds).error(test) for seconds in SECONDS]
+        )
+        progress(f"seed {seed}: {[f'{name} {rows[-1][3]:.4f}' for name, rows in errors.items()]}")
+    medians = {name: np.median(rows, axis=0).tolist() for name, rows in errors.items()}
+    if options.picture is not None:
+        write_atomically(options.picture, draw(medians))
+    shares = {
+        name: [
+            _median_share(curves, goal, seconds)
+            for goal, seconds in zip(medians[name], SECONDS, strict=True)
+        ]
+        for name in (RANDOM, FREQUENT)
+    }
+    return {
+        "arguments": {
+            "space": options.space,
+            "device": options.device,
+            "test": options.test,
+            "seeds": options.seeds,
+            "kernel_seconds": options.kernel_seconds,
+            "subnet_seconds": options.subnet_seconds,
+        },
+        "kernels": len(recorded.kernels),
+        "subnets": len(recorded.networks),
+        "seconds": list(SECONDS),
+        "median_mape": {
+            name: [round(one, 5) for one in values] for name, values in medians.items()
+        },
+        "time_share_of": shares,
+        "median_time_share_of": {
+            name: float(np.median([np.inf if one is None else one for one in values]))
+            for name, values in shares.items()
+        },
+    }
+
+
+def load(options: argparse.Namespace) -> Recorded:
+    """Read a complete profile from the store. Raises InputError when it is not complete."""
+    space = load_space(options.space)
+    kernels = tuple(space_workloads(space))
+    with Store.open() as store:
+        table = kernel_table(store, options.device)
+        networks = dict(measured_subnets(store, options.device, space, code_hash()))
+    if missing := set(kernels) - table.keys():
+        raise InputError(f"{len(missing)} kernels are not measured; run `bignas profile` first")
+    if len(networks) < options.test + DEFAULT_SUBNETS:
+        raise InputError(f"{len(networks)} measured subnets are too few for --test {options.test}")
+    return Recorded(space, table, kernels, networks, options.kernel_seconds, options.subnet_seconds)
+
+
+def chosen(recorded: Recorded, candidates: Sequence[Architecture]) -> Iterator[Replay]:
+    """Yield the state after each batch that the planner chooses."""
+    planner = ProfilePlanner(recorded.space, recorded.kernels, DEFAULT_SUBNETS, candidates)
+    replay = Replay(recorded)
+    while replay.seconds < SECONDS[-1]:
+        batch = planner.next_batch(replay.table, replay.networks.keys())
+        replay.measure(batch.kernels, batch.subnets)
+        yield replay
+
+
+def random(
+    recorded: Recorded, candidates: Sequence[Architecture], seed: int, seconds: float
+) -> Replay:
+    """Return the state after so many seconds of random choice."""
+    rng = np.random.default_rng(seed)
+    kernels = iter(rng.permutation(len(recorded.kernels)).tolist())
+    subnets = iter(candidates)
+    replay, subnet_seconds = Replay(recorded), 0.0
+    while replay.seconds < seconds:
+        before = replay.seconds
+        if subnet_seconds < (1 - KERNEL_TIME) * before:
+            replay.measure((), list(itertools.islice(subnets, 1)))
+            subnet_seconds += replay.seconds - before
+        else:
+            places = list(itertools.islice(kernels, BATCH))
+            if not places:
+                break
+            replay.measure([recorded.kernels[place] for place in places], ())
+    return replay
+
+
+def frequent(recorded: Recorded, candidates: Sequence[Architecture], seconds: float) -> Replay:
+    """Return the state after so many seconds when frequent kernels come first, then subnets."""
+    replay = Replay(recorded)
+    count = int(KERNEL_TIME * seconds / recorded.kernel_seconds)
+    replay.measure(recorded.kernels[:count], ())
+    for one in candidates[:DEFAULT_SUBNETS]:
+        if replay.seconds >= seconds:
+            break
+        replay.measure((), [one])
+    return replay
+
+
+def _at(curve: Sequence[tuple[float, float]], seconds: float) -> float:
+    """Return the error of the last state that was reached by then, else of the first one."""
+    reached = [error for spent, error in curve if spent <= seconds]
+    return reached[-1] if reached else curve[0][1]
+
+
+def _median_share(
+    curves: Sequence[Sequence[tuple[float, float]]], goal: float, seconds: float
+) -> float | None:
+    """Return the time until the error is as low, as a share; None when most never get there."""
+    times = [next((spent for spent, error in one if error <= goal), np.inf) for one in curves]
+    share = float(np.median(times)) / seconds
+    return round(share, 3) if np.isfinite(share) else None
+
+
+def draw(medians: Mapping[str, Sequence[float]]) -> bytes:
+    """Return a PNG picture of the errors against minutes; the same errors give the same bytes."""
+    figure = Figure(figsize=(6.0, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    minutes = [seconds / 60 for seconds in SECONDS]
+    for name, values in medians.items():
+        percent = [100 * one for one in values]
+        axes.plot(minutes, percent, color=COLORS[name], marker="o", markersize=4, label=name)
+    axes.set_yscale("log")
+    ticks = [
+        tick for tick in (0.3, 0.5, 1, 2, 3, 5, 10, 20, 50) if tick < 120 * max(medians[RANDOM])
+    ]
+    axes.set_yticks(ticks, [f"{tick:g}%" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(0, None)
+    axes.set_xlabel("minutes of measuring")
+    axes.set_ylabel("mean error on fresh subnets")
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return picture.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
