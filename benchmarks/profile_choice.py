@@ -11,9 +11,9 @@ choose are compared:
 - frequent first: the kernels that most random architectures have, for three quarters of the time,
   then random subnets (what `bignas profile` did before).
 
-A subnet can be measured only when its kernels are; those that it lacks are measured with it. Seconds
-of a kernel and of a subnet are those of profiling, building included. Errors are medians over seeds.
-A batch that the last two begin in time counts in full, even where it takes longer.
+A subnet can be measured only when its kernels are; those that it lacks are measured with it.
+Seconds of a kernel and of a subnet are those of profiling, building included. Errors are medians
+over seeds. A batch that the last two begin in time counts in full, even where it takes longer.
 """
 
 import argparse

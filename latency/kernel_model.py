@@ -43,13 +43,16 @@ _ORDINARY_CORE = (0.3, 3e-5, 3e-5, 3e-5, 3e-5, 2e-5)
 class KernelTable(Mapping[Workload, float]):
     """Measured latencies (low quantile, microseconds) of tuned kernels on one device.
 
-    `code_hash` tells which kernel generators they were measured with. Raises InputError for a
-    latency that is not positive and finite.
+    `code_hash` tells which kernel generators they were measured with, `machine_digest` and
+    `runtime` on what (None for tables that were not measured here). Raises InputError for a latency
+    that is not positive and finite.
     """
 
     latencies_us: Mapping[Workload, float]
     device_name: str
     code_hash: str
+    machine_digest: str | None = None  # of the device, see `Device`
+    runtime: str | None = None  # see `Provenance`
     digest: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ from bignas.compile.workload import workloads
 from bignas.device_db.errors import BignasError, InputError
 from bignas.device_db.files import write_atomically
 from bignas.device_db.records import Workload
-from bignas.latency.features import SpaceSums, network_features
+from bignas.latency.features import NetworkSums, SpaceSums, network_features
 from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
 from bignas.latency.regression import Correction, ModelKind, fit_correction
 from bignas.supernet.space import Architecture, SearchSpace
@@ -255,6 +255,10 @@ class LatencyPredictor:
             self._freedom, (1 + self.confidence) / 2
         )
 
+    def sums(self, architectures: Sequence[Architecture]) -> NetworkSums:
+        """Sums over the kernels of each architecture, from which everything else follows."""
+        return self._sums(architectures)
+
     def kernel_sums_ms(self, architectures: Sequence[Architecture]) -> Array:
         """The plain sums of the kernels, before any correction, in milliseconds."""
         return self._sums(architectures).latency_us / MICROSECONDS_PER_MILLISECOND
@@ -272,10 +276,19 @@ class LatencyPredictor:
 
     # --- what it is good for ----------------------------------------------------------------------
 
-    def check_matches(self, space: SearchSpace, device_name: str, code_hash: str) -> None:
+    def check_matches(
+        self,
+        space: SearchSpace,
+        device_name: str,
+        code_hash: str,
+        machine_digest: str | None = None,
+        runtime: str | None = None,
+    ) -> None:
         """Raise InputError when it was fitted for another space, device or version of the kernels.
 
-        The number of classes may differ: only the last kernel depends on it (see `for_space`).
+        The machine behind the device's name and the runtime are compared where both sides know
+        theirs. The number of classes may differ: only the last kernel depends on it (see
+        `for_space`).
         """
         reasons = []
         if space.with_classes(self.space.classes).digest != self.space.digest:
@@ -284,6 +297,10 @@ class LatencyPredictor:
             reasons.append(f"it was fitted for device {self.table.device_name!r}")
         if code_hash != self.table.code_hash:
             reasons.append("the kernels have changed since they were measured")
+        if _differ(machine_digest, self.table.machine_digest):
+            reasons.append(f"device {device_name!r} is another machine or target now")
+        if _differ(runtime, self.table.runtime):
+            reasons.append(f"it was measured with {self.table.runtime}, this is {runtime}")
         if reasons:
             raise InputError(
                 f"the latency predictor is stale: {' and '.join(reasons)};"
@@ -307,6 +324,8 @@ class LatencyPredictor:
             "space_digest": self.space.digest,
             "device_name": self.table.device_name,
             "code_hash": self.table.code_hash,
+            "machine_digest": self.table.machine_digest,
+            "runtime": self.table.runtime,
             "kernels_us": self.table.to_dict(),
             "table_digest": self.table.digest,
             "kernel_model": self.kernel_model.to_dict(),
@@ -354,6 +373,8 @@ class LatencyPredictor:
             {Workload.from_key(key): float(latency_us) for key, latency_us in kernels},
             device_name=str(content["device_name"]),
             code_hash=str(content["code_hash"]),
+            machine_digest=_text_or_none(content.get("machine_digest")),
+            runtime=_text_or_none(content.get("runtime")),
         )
         interval = content["interval"]
         return cls(
@@ -401,6 +422,14 @@ def _medians(
         samples.setdefault(architecture, []).append(measured_ms)
     medians = [float(np.median(values)) for values in samples.values()]
     return list(samples), np.array(medians, dtype=np.float64)
+
+
+def _text_or_none(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _differ(present: str | None, fitted: str | None) -> bool:
+    return present is not None and fitted is not None and present != fitted
 
 
 def _content_hash(content: dict[str, Any]) -> str:

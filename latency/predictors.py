@@ -9,6 +9,7 @@ from bignas.compile.codegen import code_hash
 from bignas.device_db.errors import InputError
 from bignas.device_db.records import Device
 from bignas.latency.predictor import LatencyPredictor
+from bignas.latency.protocol import runtime_version
 from bignas.latency.recording import space_label
 from bignas.supernet.space import SearchSpace
 
@@ -44,5 +45,7 @@ def load_predictor(space: SearchSpace, device: Device) -> LatencyPredictor:
             f" `bignas predictor fit SPACE --device {device.name}`"
         )
     predictor = LatencyPredictor.load(path)
-    predictor.check_matches(space, device.name, code_hash())
+    predictor.check_matches(
+        space, device.name, code_hash(), device.machine_digest, runtime_version()
+    )
     return predictor.for_space(space)

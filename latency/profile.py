@@ -173,13 +173,15 @@ def profile_space(
     neither disturb each other nor measure anything twice.
 
     Raises:
-        InputError: the target is no positive number.
+        InputError: the target is no positive number, or the minutes are no number.
         MeasurementError: measuring is impossible on this machine.
         OutputError: the cache folder cannot be written.
         ToolchainError: the C compiler is missing or fails.
     """
     if target_error is not None and not (math.isfinite(target_error) and target_error > 0):
         raise InputError(f"the target error must be above 0, not {target_error:g}")
+    if math.isnan(minutes) or minutes < 0:
+        raise InputError(f"the minutes must be a number of at least 0, not {minutes:g}")
     with Tuner(device, store, cache, typical_weights_bytes(space)) as tuner:
         run = _Profile(space, tuner, minutes, progress, subnets, target_error)
         return run.run()

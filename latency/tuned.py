@@ -10,6 +10,7 @@ from bignas.compile.schedule import Schedule, candidates
 from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.kernel_model import KernelTable
+from bignas.latency.protocol import runtime_version
 
 __all__ = [
     "TunedKernel",
@@ -89,7 +90,8 @@ def kernel_table(store: Store, device: str) -> KernelTable:
     """Return the latencies of the tuned kernels of a device."""
     kernels = tuned_kernels(store, device)
     latencies = {workload: entry.latency_us for workload, entry in kernels.items()}
-    return KernelTable(latencies, device, code_hash())
+    machine_digest = store.device(device).machine_digest
+    return KernelTable(latencies, device, code_hash(), machine_digest, runtime_version())
 
 
 def fuse_tuned(graph: KernelGraph, kernels: Mapping[Workload, TunedKernel]) -> KernelGraph:

@@ -105,6 +105,7 @@ def test_usage_mistakes_are_one_line_that_points_to_help() -> None:
     assert "--budget" in refused("search", "x", "--data", "digits", "--out", "run")
     assert "'SPACE'" in refused("train", "--out", "x")
     assert "0.0" in refused("profile", "cifar", "--minutes", "0")
+    assert "0.0" in refused("profile", "cifar", "--target-error", "0")
     assert "test" in refused("evaluate", "x", "--arch", "biggest", "--data", "d", "--split", "tset")
 
 

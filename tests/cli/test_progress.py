@@ -7,7 +7,7 @@ import pytest
 from bignas.cli import progress
 from bignas.cli.demo import STEPS
 from bignas.cli.progress import Bars, Step, count_step
-from bignas.latency.profile import ProfileProgress
+from bignas.latency.profile import Phase, ProfileProgress
 from bignas.search.pipeline import SearchProgress
 from bignas.supernet.train import TrainProgress
 
@@ -61,8 +61,10 @@ def test_the_library_s_progress_becomes_steps() -> None:
     assert STEPS["train"](TrainProgress(7, 10, 2, 0.5, 80.0, 4.0, {})) == Step(
         "training", 7, 10, 4.0, "epoch 3, loss 0.500, 80 images/s"
     )
-    assert STEPS["profile"](ProfileProgress("kernels", 7, 10, 0, 4.0)).note == ""
-    assert "3 noisy" in STEPS["profile"](ProfileProgress("kernels", 7, 10, 3, 4.0)).note
+    assert STEPS["profile"](ProfileProgress(Phase.KERNELS, 7, 10, 0, 4.0)).note == ""
+    assert "3 noisy" in STEPS["profile"](ProfileProgress(Phase.KERNELS, 7, 10, 3, 4.0)).note
+    known = STEPS["profile"](ProfileProgress(Phase.SUBNETS, 7, 10, 3, 4.0, 0.0123))
+    assert known == Step("subnets", 7, 10, 4.0, "error 1.23%, 3 noisy rounds repeated")
     assert STEPS["search"](SearchProgress("explore", 7, 10, 4.0, "best")).note == "best"
     step = count_step("counting")
     assert step(0, 3).eta_seconds == math.inf

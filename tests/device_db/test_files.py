@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from bignas.device_db.errors import OutputError
 from bignas.device_db.files import (
     atomic_folder,
+    locked,
     require_writable,
     sha256_of,
     write_atomically,
@@ -184,3 +187,35 @@ def test_the_early_check_finds_a_place_that_cannot_be_written() -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 3_000_000)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_a_lock_is_held_by_one_and_free_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "lock"
+    with locked(path, 0.0) as first, locked(path, 0.05) as second:
+        assert (first, second) == (True, False)
+    with locked(path, 0.0) as third:
+        assert third
+
+
+def test_the_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    program = (
+        "import pathlib, sys, time; from bignas.device_db.files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1]), 0.0) as held:\n"
+        "    print(held, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        with locked(path, 0.0) as held:
+            assert not held
+        other.kill()
+        other.wait()
+        with locked(path, 10.0) as held:
+            assert held
+
+
+def test_a_lock_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError), locked(tmp_path, 0.0):
+        pass

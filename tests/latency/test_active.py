@@ -59,6 +59,23 @@ def test_of_equal_candidates_the_cheaper_is_chosen() -> None:
     assert (batch >= 100).all()
 
 
+def test_targets_decide_what_is_worth_measuring() -> None:
+    rows = np.eye(6)
+    targets = np.array([[0.0, 1, 0, 0, 3, 0], [0, 0, 0, 0, 3, 0]])
+    batch = next_batch(rows, NONE, 2, np.random.default_rng(0), 0.1, None, targets)
+    assert batch.tolist() == [4, 1]
+    with pytest.raises(ValueError, match="targets"):
+        next_batch(rows, NONE, 2, np.random.default_rng(0), 0.1, None, targets[:, :5])
+
+
+def test_what_was_measured_at_once_counts_like_one_after_the_other() -> None:
+    """The greedy choice of six is that of three, taken for measured, and three more."""
+    rows = basis(40)
+    whole = next_batch(rows, NONE, 6, np.random.default_rng(0), 0.1)
+    rest = next_batch(rows, whole[:3], 3, np.random.default_rng(0), 0.1)
+    assert rest.tolist() == whole[3:].tolist()
+
+
 @pytest.mark.parametrize(
     ("noise", "costs"), [(0.0, None), (0.1, np.zeros(300)), (0.1, np.ones(299))]
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bignas.compile.workload import workloads
+from bignas.device_db.errors import ArchitectureError
 from bignas.device_db.records import Operator, Workload
 from bignas.latency.features import (
     KERNEL_FEATURES,
@@ -18,6 +19,7 @@ from bignas.latency.features import (
     part_workloads,
     roofline_features,
 )
+from bignas.supernet.space import Architecture
 from bignas.supernet.spaces import load_space
 from tests.latency.synthetic import draw, kernel_us, make_space
 
@@ -64,6 +66,28 @@ def test_what_was_asked_before_changes_nothing() -> None:
     one_by_one = [network_features(warm([arch]))[0] for arch in archs]
     assert np.array_equal(network_features(SpaceSums(SPACE, estimate, tuple)(archs)), one_by_one)
     assert np.array_equal(network_features(warm(archs)), one_by_one)
+
+
+@pytest.mark.parametrize("name", ["cifar", "bignas"])
+def test_many_at_once_get_what_each_gets_alone(name: str) -> None:
+    """Every part of the codes matters: architectures that differ in one option are told apart."""
+    space = load_space(name)
+    rng = np.random.default_rng(7)
+    archs = [space.smallest(), space.biggest(), *(space.sample(rng) for _ in range(20))]
+    archs += [space.mutate(one, rng, 0.0) for one in archs]
+    together = network_features(SpaceSums(space, estimate, tuple)(archs))
+    for one, row in zip(archs, together, strict=True):
+        assert np.array_equal(network_features(SpaceSums(space, estimate, tuple)([one]))[0], row)
+
+
+def test_options_beyond_the_space_are_refused_rather_than_taken_for_others() -> None:
+    big = SPACE.biggest()
+    for foreign in (
+        Architecture(999, big.stem_channels, big.stages, big.head_channels),
+        Architecture(big.resolution, big.stem_channels, big.stages, 10**4),
+    ):
+        with pytest.raises(ArchitectureError, match="is not in space"):
+            SpaceSums(SPACE, estimate, tuple)([big, foreign])
 
 
 def test_no_architectures_give_no_rows() -> None:

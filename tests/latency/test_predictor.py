@@ -190,6 +190,8 @@ def test_other_bad_input_is_refused() -> None:
         LatencyPredictor.fit(SPACE, KernelTable({}, DEVICE, CODE), [])
     foreign = Architecture(999, 16, TEST[0].stages, 128)
     with pytest.raises(ArchitectureError, match="resolution"):
+        LatencyPredictor.fit(SPACE, table, []).predict([TEST[0], foreign])
+    with pytest.raises(ArchitectureError, match="resolution"):
         LatencyPredictor.fit(SPACE, table, [(foreign, 1.0)])
 
 
@@ -293,6 +295,19 @@ def test_a_stale_predictor_says_why_and_what_to_run(predictor: LatencyPredictor)
         with pytest.raises(InputError, match=reason) as refusal:
             predictor.check_matches(*arguments)
         assert f"bignas predictor fit SPACE --device {arguments[1]}" in str(refusal.value)
+
+
+def test_a_predictor_of_another_machine_or_runtime_is_stale(predictor: LatencyPredictor) -> None:
+    """The name of a device stays the same when the machine or the runtime behind it changes."""
+    table = KernelTable(predictor.table.latencies_us, DEVICE, CODE, "machine", "runtime 1")
+    fitted = LatencyPredictor.from_bytes(LatencyPredictor.fit(SPACE, table, []).to_bytes())
+    fitted.check_matches(SPACE, DEVICE, CODE, "machine", "runtime 1")
+    with pytest.raises(InputError, match="stale: device 'made-up' is another machine"):
+        fitted.check_matches(SPACE, DEVICE, CODE, "other", "runtime 1")
+    with pytest.raises(
+        InputError, match="measured with runtime 1, this is runtime 2"
+    ):
+        fitted.check_matches(SPACE, DEVICE, CODE, "machine", "runtime 2")
 
 
 def test_another_number_of_classes_is_predicted_too(predictor: LatencyPredictor) -> None:

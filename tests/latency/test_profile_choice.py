@@ -13,6 +13,7 @@ from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workloads
 from bignas.device_db.database import URL_VARIABLE
 from bignas.device_db.errors import InputError, MeasurementError
+from bignas.device_db.files import cache_folder, locked
 from bignas.device_db.records import Device, Workload
 from bignas.device_db.store import Store
 from bignas.latency.held_out import FEWEST_NETWORKS, held_out_error
@@ -20,6 +21,7 @@ from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import mape
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import (
+    LOCK,
     ProfileProgress,
     ProfileSummary,
     StopReason,
@@ -274,6 +276,26 @@ def test_a_space_of_which_no_kernel_works_is_an_error(
 def test_an_impossible_target_is_refused(device: Device, store: Store, target_error: float) -> None:
     with pytest.raises(InputError, match="target error"):
         profiled(device, store, target_error)
+
+
+@pytest.mark.parametrize("minutes", [-1.0, float("nan")])
+def test_impossible_minutes_are_refused(device: Device, store: Store, minutes: float) -> None:
+    with pytest.raises(InputError, match="minutes"):
+        profiled(device, store, minutes=minutes)
+
+
+@pytest.mark.usefixtures("_small_batches")
+def test_a_profiler_whose_time_passes_while_another_measures_ends(
+    device: Device, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bignas.latency.profile.PATIENCE_SECONDS", 0.0)
+    profiled(device, store, target_error=0.5)
+    before = contents(store)
+    with locked(cache_folder() / LOCK, 0.0) as held:
+        assert held
+        summary = profiled(device, store, minutes=1e-4)
+    assert summary.stopped is StopReason.TIME
+    assert contents(store) == before
 
 
 @pytest.mark.slow

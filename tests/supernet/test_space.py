@@ -90,6 +90,14 @@ def test_encoding_is_normalised_and_unique(space: SearchSpace, seed: int) -> Non
     rng = np.random.default_rng(seed)
     first, second = space.sample(rng), space.sample(rng)
     assert space.encode(first).shape == (len(space.dimensions()),)
+    values = space.option_values([first, second])
+    assert np.array_equal(values[0], values[1]) == (first == second)
+    assert values[0, [0, 1, -1]].tolist() == [
+        first.resolution,
+        first.stem_channels,
+        first.head_channels,
+    ]
+    assert space.option_values([]).shape == (0, values.shape[1])
     assert np.all(space.encode(space.smallest()) == 0)
     assert np.all(space.encode(space.biggest()) == 1)
     assert np.array_equal(space.encode(first), space.encode(second)) == (first == second)
