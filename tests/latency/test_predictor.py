@@ -304,9 +304,7 @@ def test_a_predictor_of_another_machine_or_runtime_is_stale(predictor: LatencyPr
     fitted.check_matches(SPACE, DEVICE, CODE, "machine", "runtime 1")
     with pytest.raises(InputError, match="stale: device 'made-up' is another machine"):
         fitted.check_matches(SPACE, DEVICE, CODE, "other", "runtime 1")
-    with pytest.raises(
-        InputError, match="measured with runtime 1, this is runtime 2"
-    ):
+    with pytest.raises(InputError, match="measured with runtime 1, this is runtime 2"):
         fitted.check_matches(SPACE, DEVICE, CODE, "machine", "runtime 2")
 
 
