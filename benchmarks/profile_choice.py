@@ -243,7 +243,7 @@ def _time_share(
         if np.median([_at(one, spent) for one in curves]) <= goal and all(
             one[0][0] <= spent for one in curves
         ):
-            return round(spent / seconds, 3)
+            return round(float(spent) / seconds, 3)
     return None
 
 
