@@ -17,6 +17,7 @@ and exit codes. Errors of third parties are mapped to this tree at the boundary 
         OutputError                a file or folder that cannot be written
         StoreError                 a database that cannot be opened, is newer, corrupt or foreign
         TargetError                a malformed or unsupported target or device description
+        RemoteError                an RPC tracker, key or server that cannot be used
       InfeasibleBudgetError        no architecture of the space keeps all limits
       VerificationError            a binary whose results differ from the reference
       MeasurementError             a measurement that failed or must not be used as evidence
@@ -40,6 +41,7 @@ __all__ = [
     "MissingToolError",
     "ModelError",
     "OutputError",
+    "RemoteError",
     "SpaceError",
     "StoreError",
     "TargetError",
@@ -109,6 +111,10 @@ class StoreError(InputError):
 
 class TargetError(InputError):
     """A malformed or unsupported target or device description."""
+
+
+class RemoteError(InputError):
+    """An RPC tracker that does not answer, a key without servers, or a server that does not fit."""
 
 
 class InfeasibleBudgetError(BignasError):

@@ -381,15 +381,15 @@ int main(void) {
         fflush(stdout);
     }
 
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    printf("done %.1f %.1f %ld %ld %ld %ld\n", sentinels[CLOCK].floor, sentinels[MEMORY].floor, groups,
-           rejected, unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
     for (int i = 0; i < count; i++) {
         if (!jobs[i].count) continue;
         printf("samples %d", i);
         for (int k = 0; k < jobs[i].count; k++) printf(" %.3f", jobs[i].samples[k]);
         putchar('\n');
     }
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    printf("done %.1f %.1f %ld %ld %ld %ld\n", sentinels[CLOCK].floor, sentinels[MEMORY].floor, groups,
+           rejected, unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
     return 0;
 }

@@ -273,7 +273,7 @@ def test_tuned_children_compile_without_measuring_or_building(
     def unwanted(*_: object) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(tuning, "measure", unwanted)
+    monkeypatch.setattr(tuning, "measure_on", unwanted)
     monkeypatch.setattr(tuning, "build_objects", unwanted)
     built: list[Workload] = []
 

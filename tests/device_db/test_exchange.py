@@ -57,7 +57,7 @@ def test_what_is_no_export_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"version": 2},
+        {"version": 3},
         {"device": None},
         {"device": {"name": "bench"}},
         {"measurements": None},

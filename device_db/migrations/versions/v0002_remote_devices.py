@@ -11,9 +11,7 @@ down_revision: str | None = "0001"
 branch_labels: str | None = None
 depends_on: str | None = None
 
-_DEVICES = sql.table(
-    "devices", sql.column("id", sql.Integer), sql.column("description", sql.Text)
-)
+_DEVICES = sql.table("devices", sql.column("id", sql.Integer), sql.column("description", sql.Text))
 
 
 def upgrade() -> None:
