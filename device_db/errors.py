@@ -21,6 +21,7 @@ and exit codes. Errors of third parties are mapped to this tree at the boundary 
       InfeasibleBudgetError        no architecture of the space keeps all limits
       VerificationError            a binary whose results differ from the reference
       MeasurementError             a measurement that failed or must not be used as evidence
+        ServerLostError            a remote server that died or fell silent: another one may do
       ToolchainError               compiler or linker failed
         MissingToolError           exit 2   compiler or linker not installed: what to install
       TrainingError                training diverged or was interrupted beyond repair
@@ -42,6 +43,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "RemoteError",
+    "ServerLostError",
     "SpaceError",
     "StoreError",
     "TargetError",
@@ -127,6 +129,10 @@ class VerificationError(BignasError):
 
 class MeasurementError(BignasError):
     """A measurement that failed, or that must not be used as latency evidence."""
+
+
+class ServerLostError(MeasurementError):
+    """A server of a remote device that died or fell silent; another one may do."""
 
 
 class ToolchainError(BignasError):

@@ -28,7 +28,7 @@ from typing import Final
 
 from bignas.compile.objects import cache_folder
 from bignas.compile.toolchain import link_shared_library
-from bignas.device_db.errors import MeasurementError, RemoteError, TargetError
+from bignas.device_db.errors import MeasurementError, RemoteError, ServerLostError
 from bignas.device_db.files import write_atomically
 from bignas.device_db.probe import obstacle_to_measuring
 from bignas.device_db.records import Device, Environment, Remote, Target
@@ -50,13 +50,14 @@ from bignas.latency.protocol import (
     setting_lines,
 )
 from bignas.latency.rpc_request import DESCRIBER, LAUNCHER, SIGNALLED, Request, Sign
+from bignas.latency.rpc_tracker import Tracker
 
 __all__ = [
     "LOST",
+    "RemoteRun",
     "count_servers",
     "describe_remote",
     "measure_remotely",
-    "parse_tracker",
     "run_remotely",
 ]
 
@@ -68,34 +69,14 @@ CLIENT: Final = "bignas.latency.rpc_client"
 UNKNOWN: Final = Environment(0.0, 0.0, None, 0, (), None)  # of jobs that no machine is left for
 
 
-class _ServerLostError(MeasurementError):
-    """A server died or fell silent; another one may do."""
-
-
-def parse_tracker(text: str) -> tuple[str, int]:
-    """Return host and port of `HOST:PORT`; an address of IPv6 stands in brackets.
-
-    Raises:
-        TargetError: it is not of that form.
-    """
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit():
-        raise TargetError(f"{text!r} is no address of an RPC tracker, expected HOST:PORT")
-    return host, int(port)
-
-
 def count_servers(remote: Remote) -> int:
     """Return how many servers the tracker knows, at least one.
 
     Raises:
         RemoteError: the tracker does not answer, or knows no server of that key.
     """
-    found = 1
-    for line in _talk(_request(remote), "", PATIENCE_SECONDS):
-        if line.startswith(Sign.SERVERS):
-            found = int(_rest(line))
-    return found
+    with Tracker(remote.host, remote.port) as tracker:
+        return tracker.count(remote.key)
 
 
 def describe_remote(
@@ -104,10 +85,8 @@ def describe_remote(
     """Return the device that the servers of a key are, as one of them describes its machine.
 
     Raises:
-        RemoteError: no tracker, no such key, another version of TVM, or a server of another family
-            of processors.
-        TargetError: the target has instructions that the machine lacks, or the machine has too few
-            cores.
+        RemoteError: no tracker, no such key, another version of TVM, a machine of another family of
+            processors, without instructions of the target, or with too few cores.
         ToolchainError: no compiler for the target's family, or it failed.
     """
     remote = Remote(host, port, key, own_cache_bytes=1)
@@ -125,8 +104,17 @@ def describe_remote(
     )
     obstacle = _obstacle(device, facts)
     if obstacle is not None:
-        raise TargetError(obstacle)
+        raise RemoteError(obstacle)
     return device
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteRun:
+    """A program that ended: its exit status (256 + the signal that ended it) and what it wrote."""
+
+    status: int
+    output: str
+    errors: str
 
 
 def run_remotely(
@@ -135,11 +123,11 @@ def run_remotely(
     command: Sequence[str],
     downloads: Mapping[str, Path],
     seconds: float,
-) -> tuple[int, str]:
+) -> RemoteRun:
     """Run a program of `files` (by their name there) on a device.
 
-    Returns its exit status (256 + the signal that ended it) and what it wrote to its output. When
-    the status is 0, files that it wrote are downloaded. A lost server is replaced by another one.
+    When its status is 0, files that it wrote are downloaded. It hangs when it writes nothing for so
+    many seconds. A lost server is replaced by another one.
 
     Raises:
         RemoteError: no tracker, no server of the key, or one of another kind.
@@ -152,26 +140,29 @@ def run_remotely(
         stall_seconds=seconds,
     )
     for _ in range(TRIES):
-        with contextlib.suppress(_ServerLostError):
+        with contextlib.suppress(ServerLostError):
             return _one_run(device, request)
     raise MeasurementError(f"{TRIES} RPC servers of device {device.name!r} were lost in turn")
 
 
-def _one_run(device: Device, request: Request) -> tuple[int, str]:
+def _one_run(device: Device, request: Request) -> RemoteRun:
     lines: list[str] = []
+    errors = ""
     status: int | None = None
     for line in _talk(request, "", request.stall_seconds + PATIENCE_SECONDS):
         if line.startswith(Sign.MACHINE):
             _require_same(device, _facts(line))
         elif line.startswith(Sign.ENDED):
             status = int(_rest(line))
+        elif line.startswith(Sign.ERRORS):
+            errors = json.loads(_rest(line))
         elif line.startswith(Sign.HUNG):
             raise MeasurementError(f"the program hangs on device {device.name!r}")
         elif not line.startswith("@"):
             lines.append(line)
     if status is None:
-        raise _ServerLostError("the client of TVM's RPC ended early")
-    return status, "".join(lines)
+        raise ServerLostError("the client of TVM's RPC ended early")
+    return RemoteRun(status, "".join(lines), errors)
 
 
 def measure_remotely(
@@ -223,6 +214,7 @@ class _Crew:
         self._reports: list[Report] = []
         self._refusal: RemoteError | None = None
         self._losses = 0
+        self._nowhere = Place(device.name, "none", UNKNOWN)
 
     def measure(self, servers: int) -> Report:
         """Return the results of all jobs in their order."""
@@ -260,7 +252,7 @@ class _Crew:
                 return
             try:
                 self._measure(share)
-            except _ServerLostError as error:
+            except ServerLostError as error:
                 self._again(share, str(error))
             except RemoteError as error:
                 with self._lock:
@@ -290,9 +282,8 @@ class _Crew:
             return
         error = f"{TRIES} RPC servers were lost while they measured it: {reason}"
         with self._lock:
-            place = Place(self._device.name, "none", UNKNOWN)
             for number in share.jobs:
-                self._results[number] = TimingResult((), error, place)
+                self._results[number] = TimingResult((), error, self._nowhere)
 
     def _report_round(self, share: _Share, done: int, rejected: int) -> None:
         if self._progress is None:
@@ -372,8 +363,8 @@ class _RemoteProgram:
             number = self._status
             return f"stopped with status {SIGNALLED - number if number > SIGNALLED else number}"
         if silent:
-            raise _ServerLostError("the RPC server fell silent")
-        raise _ServerLostError(self._lost or f"the client of TVM's RPC ended with status {status}")
+            raise ServerLostError("the RPC server fell silent")
+        raise ServerLostError(self._lost or f"the client of TVM's RPC ended with status {status}")
 
     def environment(self, switches: int) -> Environment:
         first, last = self._looks[0], self._looks[-1]
@@ -405,10 +396,10 @@ def _talk(request: Request, script: str, patience_seconds: float) -> Iterator[st
             if line.startswith(Sign.REFUSED):
                 raise RemoteError(_rest(line))
             if line.startswith(Sign.LOST):
-                raise _ServerLostError(_rest(line))
+                raise ServerLostError(_rest(line))
             yield line
     if silent.is_set():
-        raise _ServerLostError("the RPC server fell silent")
+        raise ServerLostError("the RPC server fell silent")
 
 
 def _remote(device: Device) -> Remote:
@@ -423,7 +414,7 @@ def _request(remote: Remote, files: Mapping[str, Path] | None = None) -> Request
 
 
 def _launching_files(target: Target) -> dict[str, Path]:
-    """Return what every session uploads: the launcher, built once, and the script that describes."""
+    """Return what every session uploads: the launcher, and the script that describes."""
     folder = resources.files("bignas.latency")
     source = folder.joinpath("launcher.c").read_bytes()
     describer = folder.joinpath(DESCRIBER).read_bytes()

@@ -10,10 +10,7 @@ What is about the server, and not the program's own, is said in lines that begin
 """
 
 import json
-import select
 import signal
-import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -22,81 +19,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from tvm import rpc
-from tvm.rpc import base
 
-from bignas.device_db.errors import BignasError
+from bignas.device_db.errors import BignasError, RemoteError, ServerLostError
 from bignas.latency.machine import MachineFacts
 from bignas.latency.rpc_request import DESCRIBER, LAUNCHER, Request, Sign
+from bignas.latency.rpc_tracker import Tracker
 
 __all__ = ["main"]
 
-CONNECT_SECONDS: Final = 10.0
-QUEUE_SECONDS: Final = 300.0  # others' measurements end within minutes
-BEAT_SECONDS: Final = 2.0
 POLL_MILLISECONDS: Final = 500
 DESCRIBING_SECONDS: Final = 30
 RUNNING: Final = -1  # of launcher.c
 CANNOT_RUN: Final = 127
 _MISMATCH: Final = "protocol version mismatch"  # in TVM's message about it
 _OLD_LIBRARY: Final = "GLIBC_"  # in that of a dynamic linker
-
-
-class _RefusedError(Exception):
-    """Nothing can be done with this tracker, key or server."""
-
-
-class _LostError(Exception):
-    """The server has gone, or went while it was used."""
-
-
-class _Tracker:
-    """A connection to a tracker, with TVM's messages but with time limits."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._place = f"{host}:{port}"
-        try:
-            self._socket = socket.create_connection((host, port), timeout=CONNECT_SECONDS)
-            self._socket.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
-            (magic,) = struct.unpack("<i", base.recvall(self._socket, 4))
-        except (OSError, struct.error) as error:
-            raise _RefusedError(
-                f"no RPC tracker answers at {self._place}: {_text(error)}"
-            ) from None
-        if magic != base.RPC_TRACKER_MAGIC:
-            raise _RefusedError(f"what answers at {self._place} is no RPC tracker")
-
-    def servers(self, key: str) -> int:
-        """Return how many servers of the key there are; none at all is refused."""
-        try:
-            base.sendjson(self._socket, [base.TrackerCode.SUMMARY])
-            registered = [one["key"] for one in base.recvjson(self._socket)[1]["server_info"]]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise _LostError(f"the RPC tracker at {self._place} fails: {_text(error)}") from None
-        keys = [one.removeprefix("server:") for one in registered]
-        if key not in keys:
-            known = ", ".join(sorted(set(keys))) or "none"
-            raise _RefusedError(
-                f"no server of key {key!r} is registered at the RPC tracker {self._place};"
-                f" keys there: {known}"
-            )
-        return keys.count(key)
-
-    def request(self, key: str) -> tuple[str, int, str]:
-        """Wait for a free server; return its host, its port and the word that opens it."""
-        base.sendjson(self._socket, [base.TrackerCode.REQUEST, key, "", 1])
-        deadline = time.monotonic() + QUEUE_SECONDS
-        while not select.select([self._socket], [], [], BEAT_SECONDS)[0]:
-            _say(Sign.ALIVE)
-            _Tracker(*self._socket.getpeername()[:2]).servers(key)
-            if time.monotonic() > deadline:
-                raise _LostError(f"no server of key {key!r} was free for {QUEUE_SECONDS:.0f} s")
-        try:
-            code, (host, port, word) = base.recvjson(self._socket)
-        except (OSError, ValueError, TypeError) as error:
-            raise _LostError(f"the RPC tracker at {self._place} fails: {_text(error)}") from None
-        if code != base.TrackerCode.SUCCESS:
-            raise _LostError(f"the RPC tracker at {self._place} has no server of key {key!r}")
-        return host, int(port), word
 
 
 class _Session:
@@ -120,7 +56,7 @@ class _Session:
         status = self._run(("/bin/sh", DESCRIBER), DESCRIBING_SECONDS)
         text = self._download("output").decode(errors="replace")
         if status:
-            raise _RefusedError(f"the RPC server {self._place} cannot run {DESCRIBER}: {status}")
+            raise RemoteError(f"the RPC server {self._place} cannot run {DESCRIBER}: {status}")
         _say(Sign.MACHINE, json.dumps(text))
         return MachineFacts.parse(text)
 
@@ -134,7 +70,7 @@ class _Session:
             whole = self._download("output")
             written = whole if status != RUNNING else whole[: whole.rfind(b"\n") + 1]
             if len(written) > passed:
-                print(written[passed:].decode(errors="replace"), end="", flush=True)
+                _write(written[passed:].decode(errors="replace"))
                 passed, silent_since = len(written), time.monotonic()
             _say(Sign.ALIVE)
             if status != RUNNING:
@@ -152,17 +88,19 @@ class _Session:
         _say(Sign.ENDED, str(status))
 
     def _check(self, status: int) -> None:
-        """Refuse a server that cannot start the program at all."""
+        """Tell why a program failed; refuse a server that cannot start it at all."""
         if not status:
             return
-        reason = " ".join(self._download("errors").decode(errors="replace").split())
+        errors = self._download("errors").decode(errors="replace")
+        reason = " ".join(errors.split())
         if _OLD_LIBRARY in reason:
-            raise _RefusedError(
+            raise RemoteError(
                 f"the C library of the RPC server {self._place} is older than the one that"
                 f" programs are linked with here: {reason}"
             )
         if status == CANNOT_RUN:
-            raise _RefusedError(f"the RPC server {self._place} cannot run programs: {reason}")
+            raise RemoteError(f"the RPC server {self._place} cannot run programs: {reason}")
+        _say(Sign.ERRORS, json.dumps(errors))
 
     def _run(self, command: tuple[str, ...], seconds: int) -> int:
         self._begin(command, "", seconds)
@@ -179,7 +117,9 @@ class _Session:
             self._remote.upload(bytearray("\n".join(command).encode()), "command")
             error = int(self._start(self._folder, seconds))
         if error:
-            raise _LostError(f"the RPC server {self._place} cannot start programs: error {error}")
+            raise ServerLostError(
+                f"the RPC server {self._place} cannot start programs: error {error}"
+            )
 
     def _download(self, name: str) -> bytes:
         with self._errors():
@@ -190,7 +130,7 @@ class _Session:
             module = self._remote.load_module(LAUNCHER)
             return module["bignas_start"], module["bignas_wait"], module["bignas_stop"]
         except (RuntimeError, AttributeError, OSError) as error:
-            raise _RefusedError(
+            raise RemoteError(
                 f"the RPC server {self._place} cannot load code for this target: {_text(error)}"
             ) from None
 
@@ -201,11 +141,11 @@ class _Session:
             yield
         except (RuntimeError, AttributeError, OSError, ValueError) as error:
             if _MISMATCH in str(error):
-                raise _RefusedError(
+                raise RemoteError(
                     f"the RPC server {self._place} runs another version of TVM:"
                     f" {_text(error).rpartition('server  ')[2]}"
                 ) from None
-            raise _LostError(f"the RPC server {self._place} fails: {_text(error)}") from None
+            raise ServerLostError(f"the RPC server {self._place} fails: {_text(error)}") from None
 
 
 def _text(error: BaseException) -> str:
@@ -215,15 +155,19 @@ def _text(error: BaseException) -> str:
 
 
 def _say(sign: Sign, text: str = "") -> None:
-    print(sign, text, flush=True)
+    _write(f"{sign} {text}\n")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _serve(request: Request, script: str) -> None:
-    tracker = _Tracker(request.host, request.port)
-    _say(Sign.SERVERS, str(tracker.servers(request.key)))
-    if not request.uploads:
-        return
-    session = _Session(request, *tracker.request(request.key))
+    with Tracker(request.host, request.port) as tracker:
+        tracker.count(request.key)
+        place = tracker.request(request.key, lambda: _say(Sign.ALIVE))
+    session = _Session(request, *place)
     facts = session.describe()
     if not request.command:
         return
@@ -243,9 +187,9 @@ def main() -> None:
     request = Request.from_line(sys.stdin.readline())
     try:
         _serve(request, sys.stdin.read())
-    except _LostError as error:
+    except ServerLostError as error:
         _say(Sign.LOST, str(error))
-    except (_RefusedError, BignasError) as error:
+    except BignasError as error:
         _say(Sign.REFUSED, str(error))
 
 

@@ -16,9 +16,9 @@ class Sign(StrEnum):
     """How the client's lines begin that are no output of the program on the server."""
 
     ALIVE = "@alive"  # something is under way
-    SERVERS = "@servers"  # how many servers of the key are registered
     MACHINE = "@machine"  # what machine.sh said (JSON text), before the program and after it
     ENDED = "@ended"  # exit status, or SIGNALLED + signal; files have been downloaded before
+    ERRORS = "@errors"  # what the program wrote as errors (JSON text), when it failed
     HUNG = "@hung"  # the program wrote nothing for too long and was ended
     LOST = "@lost"  # the server has gone, and why; another one may do
     REFUSED = "@refused"  # nothing can be done with this tracker, key or server, and why
@@ -28,9 +28,8 @@ class Sign(StrEnum):
 class Request:
     """What to do on a server: `uploads` by their name there, then `command`, then `downloads`.
 
-    Without uploads the servers are only counted; without a command the machine is only described.
-    With `threads`, the program reads first on which cores to run.
-    The program is ended after `session_seconds` in all, or when it writes nothing for
+    Without a command the machine is only described. With `threads`, the program reads first on
+    which cores to run. It is ended after `session_seconds` in all, or when it writes nothing for
     `stall_seconds`.
     """
 

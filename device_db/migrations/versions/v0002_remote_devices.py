@@ -15,7 +15,7 @@ _DEVICES = sql.table("devices", sql.column("id", sql.Integer), sql.column("descr
 
 
 def upgrade() -> None:
-    """Add `remote` to the description of every device; damaged ones are named when they are read."""
+    """Add `remote` to the description of every device; damaged ones stay as they are."""
     connection = op.get_bind()
     for number, text in connection.execute(sql.select(_DEVICES)).all():
         with contextlib.suppress(ValueError, TypeError):
