@@ -70,7 +70,11 @@ def count(port: int, key: str = "a") -> int:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("pi.local:9190", ("pi.local", 9190)), ("[::1]:80", ("::1", 80)), ("10.0.0.1:1", ("10.0.0.1", 1))],
+    [
+        ("pi.local:9190", ("pi.local", 9190)),
+        ("[::1]:80", ("::1", 80)),
+        ("10.0.0.1:1", ("10.0.0.1", 1)),
+    ],
 )
 def test_an_address_is_host_and_port(text: str, expected: tuple[str, int]) -> None:
     assert parse_tracker(text) == expected
