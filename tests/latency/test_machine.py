@@ -89,9 +89,8 @@ def test_a_board_is_described() -> None:
 
 def test_stolen_time_is_that_between_two_looks() -> None:
     before = MachineFacts.parse(PI)
-    after = MachineFacts.parse(
-        PI.replace("cpu  100 0 50 1000 5 0 2 7", "cpu  160 0 50 1020 5 0 2 27")
-    )
+    later = PI.replace("cpu  100 0 50 1000 5 0 2 7", "cpu  160 0 50 1020 5 0 2 27")
+    after = MachineFacts.parse(later)
     environment = after.environment_since(before, 5, (3,))
     assert environment.steal_fraction == pytest.approx(0.2)
     assert (environment.load_average, environment.affinity) == (0.42, (3,))

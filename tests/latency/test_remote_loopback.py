@@ -151,7 +151,7 @@ def test_when_the_only_server_dies_its_jobs_have_failed(
 def test_a_server_that_falls_silent_is_lost(
     tmp_path: Path, subnet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its processes are stopped, as those of a machine that vanished; nothing closes connections."""
+    """Its processes are stopped, as if the machine had vanished: nothing closes connections."""
     monkeypatch.setattr(remote, "PATIENCE_SECONDS", 10.0)
     monkeypatch.setattr(remote, "TRIES", 1)
     with network(tmp_path, servers=1) as opened:

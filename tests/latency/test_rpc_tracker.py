@@ -1,58 +1,17 @@
 """What is asked of a tracker, and everything that may answer instead of one."""
 
-import json
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from bignas.device_db.errors import InputError, RemoteError
 from bignas.latency import rpc_tracker
-from bignas.latency.rpc_tracker import MAGIC, Tracker, parse_tracker
+from bignas.latency.rpc_tracker import Tracker, parse_tracker
+from tests.latency.fake_tracker import HELLO, answering, packed, summary
 from tests.latency.rpc_network import HOST, free_port
-
-HELLO = struct.pack("<i", MAGIC)
-
-
-def packed(value: Any) -> bytes:
-    data = json.dumps(value).encode()
-    return struct.pack("<i", len(data)) + data
-
-
-def summary(*keys: str) -> bytes:
-    servers = [{"key": f"server:{key}", "addr": [HOST, 1]} for key in keys]
-    return packed([0, {"queue_info": {}, "server_info": servers}])
-
-
-@contextmanager
-def answering(*answers: bytes) -> Iterator[int]:
-    """Give the port of a process that sends one answer for each message, then hangs up."""
-
-    def serve(listener: socket.socket) -> None:
-        with listener:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    for answer in answers:
-                        if not connection.recv(1 << 16):
-                            break
-                        connection.sendall(answer)
-
-    listener = socket.create_server((HOST, 0))
-    thread = threading.Thread(target=serve, args=(listener,), daemon=True)
-    thread.start()
-    try:
-        yield int(listener.getsockname()[1])
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
 
 
 def refusal(action: Callable[[], object]) -> str:
