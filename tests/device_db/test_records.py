@@ -269,8 +269,13 @@ def test_malformed_devices_are_refused(changes: dict[str, Any]) -> None:
     ],
 )
 def test_a_remote_access_is_checked(changes: dict[str, Any], word: str) -> None:
-    good = {"host": "pi.local", "port": 9190, "key": "pi4", "own_cache_bytes": 1 << 20}
-    Remote(**good)  # type: ignore[arg-type]
+    good: dict[str, Any] = {
+        "host": "pi.local",
+        "port": 9190,
+        "key": "pi4",
+        "own_cache_bytes": 1 << 20,
+    }
+    Remote(**good)
     with pytest.raises(TargetError, match=word):
         Remote(**(good | changes))
 

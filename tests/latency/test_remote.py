@@ -1,6 +1,7 @@
 """How work is divided among servers, and what happens when some of them are lost."""
 
 import dataclasses
+import json
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from bignas.latency.protocol import (
     Job,
     KernelJob,
     NetworkJob,
+    Place,
     Report,
     Sentinels,
     Settings,
@@ -95,7 +97,7 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 
 
 def look() -> str:
-    return remote.json.dumps(here())
+    return json.dumps(here())
 
 
 def test_servers_share_the_work(device: Device, servers: Callable[..., list[int]]) -> None:
@@ -174,7 +176,7 @@ def test_losing_servers_does_not_make_a_kernel_hopeless(store: Store, device: De
 
 
 def test_records_tell_where_they_were_measured(device: Device) -> None:
-    place = remote.Place("pi", "runner, Linux aarch64", QUIET)
+    place = Place("pi", "runner, Linux aarch64", QUIET)
     recorder = Recorder(device.name)
     result = TimingResult((1.0,), place=place)
     other = dataclasses.replace(QUIET, load_average=9.0)
@@ -204,7 +206,10 @@ def test_a_request_survives_its_line() -> None:
 def test_the_script_names_files_as_they_are_called_there(device: Device, tmp_path: Path) -> None:
     files = {remote.HARNESS: tmp_path / "harness-x"}
     program = remote._RemoteProgram(device, files, SETTINGS)
-    jobs = [KernelJob(tmp_path / "a b.so", "k", workload(0)), NetworkJob(tmp_path / "c.so")]
+    jobs: list[Job] = [
+        KernelJob(tmp_path / "a b.so", "k", workload(0)),
+        NetworkJob(tmp_path / "c.so"),
+    ]
     line, *script = program.script(jobs, SETTINGS, Sentinels()).splitlines()
     uploads = Request.from_line(line).uploads
     for job, text in zip(jobs, script[-3:-1], strict=True):
