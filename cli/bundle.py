@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs: help takes no seconds
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,24 +11,56 @@ from bignas.cli.application import ExitCode
 from bignas.cli.options import PATH, examples
 from bignas.cli.output import Output, facts, milliseconds, percent, reporting
 
+if TYPE_CHECKING:
+    from bignas.device_db.records import Device
+
 __all__ = ["bench", "run", "verify"]
 
 bundle_argument = click.argument("path", metavar="BUNDLE", type=PATH)
 
 
-@click.command(epilog=examples("bignas verify bundle"))
+remote_option = click.option(
+    "--device",
+    "device_name",
+    metavar="NAME",
+    help="A remote device of `bignas device list` to do it on.  [default: this machine]",
+)
+
+
+def _remote(name: str | None) -> "Device | None":
+    """Return the remote device of an option, None when it means this machine."""
+    from bignas.cli.inputs import require_measurable
+    from bignas.device_db.store import Store
+
+    if name is None:
+        return None
+    with Store.open() as store:
+        device = store.device(name)
+    require_measurable(device)
+    return None if device.remote is None else device
+
+
+def _runner(emulated: bool, device: "Device | None") -> str:
+    if device is not None:
+        return f"device {device.name}"
+    return "an emulator" if emulated else "this processor"
+
+
+@click.command(epilog=examples("bignas verify bundle", "bignas verify bundle --device pi"))
 @bundle_argument
+@remote_option
 @reporting
-def verify(output: Output, path: Path) -> None:
+def verify(output: Output, path: Path, device_name: str | None) -> None:
     """Check a bundle against the outputs it was shipped with.
 
     First every file is compared with its hash. A bundle for another processor family checks itself
-    under qemu, where that is installed. Exit code 1 when the outputs differ.
+    under qemu, where that is installed, or on a remote device. Exit code 1 when the outputs differ.
     """
     from bignas.compile.bundle import Bundle
-    from bignas.compile.bundle import verify as verify_bundle
+    from bignas.latency.remote_bundle import verify_on
 
-    result = verify_bundle(Bundle.load(path))
+    device = _remote(device_name)
+    result = verify_on(Bundle.load(path), device)
     output.show(
         {
             "ok": result.ok,
@@ -41,7 +74,7 @@ def verify(output: Output, path: Path) -> None:
                 "verified": "yes" if result.ok else "NO: the outputs differ",
                 "largest error": f"{result.max_abs_error:.2e}",
                 "same class": f"{percent(result.top1_agreement)} of {result.images} images",
-                "run by": "an emulator" if result.emulated else "this processor",
+                "run by": _runner(result.emulated, device),
             }
         ),
     )
@@ -49,18 +82,21 @@ def verify(output: Output, path: Path) -> None:
         click.get_current_context().exit(ExitCode.FAILED)
 
 
-@click.command(epilog=examples("bignas bench bundle", "bignas bench bundle --json"))
+@click.command(epilog=examples("bignas bench bundle --json", "bignas bench bundle --device pi"))
 @bundle_argument
+@remote_option
 @reporting
-def bench(output: Output, path: Path) -> None:
-    """Measure the latency of a bundle on this machine."""
+def bench(output: Output, path: Path, device_name: str | None) -> None:
+    """Measure the latency of a bundle on this machine or on a remote device."""
     from bignas.cli.inputs import require_cores
     from bignas.compile.bundle import Bundle
     from bignas.latency.bench import bench_bundle
 
     bundle = Bundle.load(path)
-    require_cores(bundle.manifest.device, bundle.manifest.threads)
-    latency = bench_bundle(bundle)
+    device = _remote(device_name)
+    if device is None:
+        require_cores(bundle.manifest.device, bundle.manifest.threads)
+    latency = bench_bundle(bundle, device=device)
     document = {
         "latency_ms": {
             "min": latency.min_ms,

@@ -71,6 +71,7 @@ def show_device(output: Output, name: str) -> None:
     epilog=examples(
         "bignas device add avx2 --target x86-64-v3",
         "bignas device add board --target aarch64-linux-gnu --cpu cortex-a72",
+        "bignas device add pi --rpc 127.0.0.1:9190 --key pi4 --target cortex-a72",
     ),
 )
 @click.argument("name")
@@ -101,6 +102,13 @@ def show_device(output: Output, name: str) -> None:
 )
 @click.option("--cores", type=click.IntRange(min=1), help="Processor cores.")
 @click.option("--memory-mb", type=click.IntRange(min=1), help="Main memory in megabytes.")
+@click.option(
+    "--rpc",
+    metavar="HOST:PORT",
+    help="Another machine: the address of the RPC tracker that its server registered with. It is"
+    " asked for processor, cores and memory.",
+)
+@click.option("--key", metavar="KEY", help="The key that the RPC server registered with.")
 @click.option("--replace", is_flag=True, help="Replace a device of that name without measurements.")
 @reporting
 def add_device(
@@ -113,16 +121,35 @@ def add_device(
     cpu_model: str | None,
     cores: int | None,
     memory_mb: int | None,
+    rpc: str | None,
+    key: str | None,
     replace: bool,
 ) -> None:
-    """Add a device."""
+    """Add a device.
+
+    With --rpc it is measured on another machine, by everything that takes --device. TVM's RPC runs
+    whatever it is sent, for anybody who reaches it: use it on loopback and trusted networks only.
+    """
+    if (rpc is None) != (key is None) or (rpc is not None and target is None):
+        raise click.UsageError("--rpc, --key and --target belong together.")
+    if rpc is not None and (cpu_model, cores, memory_mb) != (None, None, None):
+        raise click.UsageError("With --rpc the machine tells its processor, cores and memory.")
+
     from bignas.device_db.probe import LOCAL, probe_local
     from bignas.device_db.records import Device
-    from bignas.device_db.store import Store
 
     if name == LOCAL:
         raise TargetError(f"{LOCAL!r} always means this machine: choose another name")
     here = probe_local()
+    if rpc is not None and key is not None:
+        from bignas.latency.remote import describe_remote
+        from bignas.latency.rpc_tracker import parse_tracker
+
+        host, port = parse_tracker(rpc)
+        described = _target(here.target, target, cpu, features)
+        remote = describe_remote(name, host, port, key, described, threads)
+        _add(output, remote, replace)
+        return
     chosen = _target(here.target, target, cpu, features)
     ours = (
         chosen.architecture is here.target.architecture
@@ -139,6 +166,12 @@ def add_device(
         memory_bytes=(memory_mb or megabytes) * _MEGABYTE,
         instruction_sets=here.instruction_sets if ours else (),
     )
+    _add(output, added, replace)
+
+
+def _add(output: Output, added: "Device", replace: bool) -> None:
+    from bignas.device_db.store import Store
+
     with Store.open() as store:
         store.add_device(added, replace=replace)
     output.show(added.to_dict(), facts(_facts(added)))
@@ -213,6 +246,10 @@ def _target_text(target: "Target") -> str:
 
 
 def _facts(device: "Device") -> dict[str, object]:
+    remote = device.remote
+    place = (
+        {} if remote is None else {"reached": f"key {remote.key} at {remote.host}:{remote.port}"}
+    )
     return {
         "device": device.name,
         "target": _target_text(device.target),
@@ -221,4 +258,5 @@ def _facts(device: "Device") -> dict[str, object]:
         "cores": device.cores,
         "memory": f"{device.memory_bytes / 2**30:.1f} GiB",
         "instruction sets": " ".join(device.instruction_sets) or "-",
+        **place,
     }

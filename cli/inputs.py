@@ -13,6 +13,7 @@ from bignas.device_db.errors import ArchitectureError, InputError, OutputError, 
 from bignas.device_db.files import require_writable
 from bignas.device_db.probe import obstacle_to_measuring, probe_local, shortage_of_cores
 from bignas.device_db.records import Device
+from bignas.latency.remote import count_servers
 from bignas.supernet.architectures import load_architectures
 from bignas.supernet.space import Architecture, SearchSpace
 
@@ -120,11 +121,14 @@ def require_bundle_place(path: Path) -> None:
 
 
 def require_measurable(device: Device) -> None:
-    """Make sure that latencies of a device can be measured on this machine.
+    """Make sure that latencies of a device can be measured, on this machine or through RPC.
 
     Raises:
         TargetError: it is another machine, or needs instructions or cores that this one lacks.
+        RemoteError: a remote device's tracker does not answer, or knows no server of it.
     """
+    if device.remote is not None:
+        count_servers(device.remote)
     obstacle = obstacle_to_measuring(device, probe_local())
     if obstacle is not None:
         raise TargetError(f"{obstacle}: measure on the device itself, then export and import it")

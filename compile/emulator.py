@@ -13,7 +13,7 @@ from bignas.device_db.errors import BundleError, VerificationError
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import MachineArchitecture, Target
 
-__all__ = ["emulated_self_check", "emulator_of", "is_foreign"]
+__all__ = ["emulated_self_check", "emulator_of", "is_foreign", "read_self_check"]
 
 PACKAGE = "qemu-user-static"
 TIMEOUT_SECONDS = 1200.0
@@ -63,15 +63,27 @@ def emulated_self_check(runner: Path, target: Target) -> tuple[bool, float, floa
         raise VerificationError(f"the emulated self-check of {runner} hangs") from error
     except OSError as error:
         raise BundleError(f"cannot start {emulator[0]}: {error.strerror or error}") from error
-    if result.returncode == BAD_INPUT:
-        lines = [one for one in result.stderr.splitlines() if one.startswith("error: ")]
+    return read_self_check(result.returncode, result.stdout, result.stderr, f"emulated {runner}")
+
+
+def read_self_check(
+    status: int, output: str, errors: str, runner: str
+) -> tuple[bool, float, float, int]:
+    """Return what `run --self-check --json` said: ok, largest error, agreement of classes, images.
+
+    Raises:
+        BundleError: the runner refuses the files beside it or the processor.
+        VerificationError: it crashed.
+    """
+    if status == BAD_INPUT:
+        lines = [one for one in errors.splitlines() if one.startswith("error: ")]
         raise BundleError(lines[-1].removeprefix("error: ") if lines else f"{runner} is damaged")
     try:
-        found = json.loads(result.stdout)
+        found = json.loads(output)
         largest = found["max_abs_error"]
         largest = float("inf") if largest is None else float(largest)
         return bool(found["ok"]), largest, float(found["top1_agreement"]), int(found["images"])
     except (ValueError, KeyError, TypeError) as error:
         raise VerificationError(
-            f"the emulated self-check of {runner} stopped with status {result.returncode}"
+            f"the self-check of {runner} stopped with status {status}"
         ) from error

@@ -17,9 +17,11 @@ and exit codes. Errors of third parties are mapped to this tree at the boundary 
         OutputError                a file or folder that cannot be written
         StoreError                 a database that cannot be opened, is newer, corrupt or foreign
         TargetError                a malformed or unsupported target or device description
+        RemoteError                an RPC tracker, key or server that cannot be used
       InfeasibleBudgetError        no architecture of the space keeps all limits
       VerificationError            a binary whose results differ from the reference
       MeasurementError             a measurement that failed or must not be used as evidence
+        ServerLostError            a remote server that died or fell silent: another one may do
       ToolchainError               compiler or linker failed
         MissingToolError           exit 2   compiler or linker not installed: what to install
       TrainingError                training diverged or was interrupted beyond repair
@@ -40,6 +42,8 @@ __all__ = [
     "MissingToolError",
     "ModelError",
     "OutputError",
+    "RemoteError",
+    "ServerLostError",
     "SpaceError",
     "StoreError",
     "TargetError",
@@ -111,6 +115,10 @@ class TargetError(InputError):
     """A malformed or unsupported target or device description."""
 
 
+class RemoteError(InputError):
+    """An RPC tracker that does not answer, a key without servers, or a server that does not fit."""
+
+
 class InfeasibleBudgetError(BignasError):
     """No architecture of the space keeps all limits."""
 
@@ -121,6 +129,10 @@ class VerificationError(BignasError):
 
 class MeasurementError(BignasError):
     """A measurement that failed, or that must not be used as latency evidence."""
+
+
+class ServerLostError(MeasurementError):
+    """A server of a remote device that died or fell silent; another one may do."""
 
 
 class ToolchainError(BignasError):

@@ -2,6 +2,7 @@
 
 Format `bignas-device`:
 - version 1: `device`, `measurements` as in records.py, the latter without `device`
+- version 2: `device` has `remote`, null or how it is reached
 """
 
 import json
@@ -17,7 +18,7 @@ from bignas.device_db.store import Store
 __all__ = ["export_device", "import_device"]
 
 _FORMAT: Final = "bignas-device"
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 def export_device(store: Store, name: str) -> str:
@@ -68,13 +69,17 @@ def _parse(text: str) -> Mapping[str, Any]:
         raise StoreError(f"the device file is not JSON: {error}") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise StoreError("the file was not written by a device export")
-    if document.get("version") != _VERSION:
+    version = document.get("version")
+    if version not in (1, _VERSION):
         raise StoreError(
-            f"the device file has version {document.get('version')!r}, this bignas reads {_VERSION}"
+            f"the device file has version {version!r}, this bignas reads 1 to {_VERSION}"
         )
     if not isinstance(document.get("measurements"), list):
         raise StoreError("the device file lacks its list of measurements")
-    return {"device": document.get("device"), "measurements": document["measurements"]}
+    device = document.get("device")
+    if version == 1 and isinstance(device, dict):
+        device = {**device, "remote": None}
+    return {"device": device, "measurements": document["measurements"]}
 
 
 def _without_device(item: Measurement) -> dict[str, Any]:

@@ -64,14 +64,17 @@ def probe_local() -> Device:
         cpuinfo=cpuinfo,
         cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
+        processor=platform.processor(),
     )
 
 
-def describe(system: str, machine: str, cpuinfo: str, cores: int, memory_bytes: int) -> Device:
+def describe(
+    system: str, machine: str, cpuinfo: str, cores: int, memory_bytes: int, processor: str = ""
+) -> Device:
     """Return the device `local` of a machine, given what the operating system tells about it.
 
     `system` and `machine` are as in the module `platform`, `cpuinfo` is the text of /proc/cpuinfo,
-    empty where there is none.
+    empty where there is none. `processor` names the processor when that text does not.
 
     Raises:
         TargetError: an operating system or a processor that no code can be generated for.
@@ -91,7 +94,7 @@ def describe(system: str, machine: str, cpuinfo: str, cores: int, memory_bytes: 
             target = Target(triple, "generic", ("+neon",) if "neon" in flags else ())
         case MachineArchitecture.RISCV64:
             target = Target(triple, "generic-rv64", _riscv_features(facts.get("isa", "")))
-    model = facts.get("model name") or facts.get("model") or platform.processor() or name
+    model = facts.get("model name") or facts.get("model") or processor or name
     return Device(
         name=LOCAL,
         target=target,
@@ -107,9 +110,11 @@ def obstacle_to_measuring(device: Device, here: Device) -> str | None:
     """Return why latencies of a device cannot be measured on the machine `here`, None if they can.
 
     It begins with the device's name. Code for another processor of the same family may run here,
-    but its latency is not that of the device.
+    but its latency is not that of the device. A remote device is measured from any machine.
     """
     name, target = device.name, device.target
+    if device.remote is not None:
+        return None
     if target.architecture is not here.target.architecture:
         return (
             f"device {name!r} ({target.architecture}) cannot be measured on this"

@@ -1,7 +1,8 @@
 """The records of the house: frozen values that validate themselves.
 
 - `Workload`: one fused kernel that a network is built from.
-- `Target` and `Device`: what code is generated for, and the machine that runs it.
+- `Target` and `Device`: what code is generated for, and the machine that runs it; `Remote`: how a
+  device is reached that is another machine.
 - `Measurement`: raw samples of one kernel or one network on one device, with `Provenance` (which
   code was measured) and `Environment` (what the machine was doing). A failed measurement is a
   record too.
@@ -34,6 +35,7 @@ __all__ = [
     "MeasurementKind",
     "Operator",
     "Provenance",
+    "Remote",
     "Subject",
     "Target",
     "Workload",
@@ -440,6 +442,55 @@ class Target:
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,253}")
+_LAST_PORT = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Where a device is measured that is another machine: servers of TVM's RPC, found by a tracker.
+
+    `host` and `port` are the tracker's, `key` is what the servers of the device registered with:
+    machines with the same key count as the same device. `own_cache_bytes` is the size of one core's
+    own (second-level) cache there.
+
+    Raises:
+        TargetError: a malformed host, port or key, or a size that is not positive.
+    """
+
+    host: str
+    port: int
+    key: str
+    own_cache_bytes: int
+
+    def __post_init__(self) -> None:
+        if not _HOST.fullmatch(self.host):
+            raise TargetError(f"malformed host {self.host!r} of an RPC tracker")
+        _require_integer("the port of an RPC tracker", self.port, 1, TargetError)
+        if self.port > _LAST_PORT:
+            raise TargetError(f"the port of an RPC tracker is at most {_LAST_PORT}: {self.port}")
+        if not _NAME.fullmatch(self.key):
+            raise TargetError(
+                f"malformed RPC key {self.key!r}: use letters, digits, dots, dashes and"
+                " underscores, at most 100"
+            )
+        _require_integer("own_cache_bytes", self.own_cache_bytes, 1, TargetError)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, one a field."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the access that `to_dict` was called on.
+
+        Raises:
+            TargetError: a missing or unknown key, or a value of the wrong type.
+        """
+        values = _exact_keys(cls, data, TargetError)
+        for name in ("host", "key"):
+            _text(name, values[name], TargetError)
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,6 +499,8 @@ class Device:
 
     `threads` is the number of threads a binary uses on it; another number is another device. The
     name is also used in file names, so it is limited to letters, digits, dots, dashes, underscores.
+    `remote` tells how a machine other than the one at hand is reached; how it is, does not make it
+    another device.
 
     Raises:
         TargetError: a malformed name, or a number that is not positive.
@@ -460,6 +513,7 @@ class Device:
     cores: int
     memory_bytes: int
     instruction_sets: tuple[str, ...] = ()
+    remote: Remote | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -491,6 +545,7 @@ class Device:
             "cores": self.cores,
             "memory_bytes": self.memory_bytes,
             "instruction_sets": list(self.instruction_sets),
+            "remote": None if self.remote is None else self.remote.to_dict(),
         }
 
     @classmethod
@@ -509,6 +564,8 @@ class Device:
         values["instruction_sets"] = _texts(
             "instruction_sets", values["instruction_sets"], TargetError
         )
+        if values["remote"] is not None:
+            values["remote"] = Remote.from_dict(values["remote"])
         return cls(**values)
 
 

@@ -1,4 +1,4 @@
-"""Measures a delivered bundle on this machine, in a process of its own."""
+"""Measures a delivered bundle, on this machine or a remote device, in a process of its own."""
 
 import shutil
 import tempfile
@@ -10,35 +10,47 @@ import numpy as np
 from bignas.compile.bundle import LIBRARY, Bundle
 from bignas.compile.manifest import Latency
 from bignas.device_db.errors import MeasurementError
-from bignas.device_db.records import MeasurementKind
+from bignas.device_db.records import Device, MeasurementKind
+from bignas.latency.measuring import measure_on
 from bignas.latency.protocol import NetworkJob, Settings, measure
+from bignas.latency.remote_bundle import check_fits
 
 __all__ = ["BENCH_SETTINGS", "bench_bundle"]
 
 BENCH_SETTINGS = Settings(rounds=100, sample_us=1000.0, attempts=4)
 
 
-def bench_bundle(bundle: Bundle, settings: Settings = BENCH_SETTINGS) -> Latency:
+def bench_bundle(
+    bundle: Bundle, settings: Settings = BENCH_SETTINGS, device: Device | None = None
+) -> Latency:
     """Return the measured latency of a bundle; its p50 is the figure that budgets are held to.
 
+    It is measured on `device` when that is a remote one, else on this machine.
+
     Raises:
-        BundleError: a damaged bundle, or one that this machine cannot run.
+        BundleError: a damaged bundle, or one that the machine cannot run.
+        RemoteError: a remote device's tracker or servers cannot be used.
         MeasurementError: the binary crashes or hangs.
     """
     bundle.check_files()
-    bundle.check_machine()
+    remote = device if device is not None and device.remote is not None else None
+    if remote is None:
+        bundle.check_machine()
+    else:
+        check_fits(bundle, remote)
     with tempfile.TemporaryDirectory(prefix="bignas-bench-") as folder:
         library = Path(folder) / LIBRARY
         shutil.copyfile(bundle.path / LIBRARY, library)
         settings = replace(settings, threads=bundle.manifest.threads)
-        report = measure([NetworkJob(library)], settings)
+        jobs = [NetworkJob(library)]
+        report = measure(jobs, settings) if remote is None else measure_on(remote, jobs, settings)
     result = report.results[0]
     if result.error is not None:
         raise MeasurementError(f"the binary of {bundle.path} cannot be measured: {result.error}")
     low, median, high = np.quantile(np.array(result.samples_ns) / 1e6, [0.0, 0.5, 0.9])
     return Latency(
         kind=MeasurementKind.MEASURED,
-        device=bundle.manifest.device,
+        device=bundle.manifest.device if remote is None else remote.name,
         latency_ms=float(median),
         min_ms=float(low),
         p90_ms=float(high),

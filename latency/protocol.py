@@ -10,6 +10,7 @@
   Samples are never judged by their own length, so their quantiles stay honest.
 - A kernel is measured in the state of the caches that it will meet: when the weights of its network
   exceed the core's own cache (`Settings.flush_bytes`), they come from the shared one.
+- The measuring program is the same on every machine; a `Program` tells how it is started on one.
 - Every raw sample is kept, and so is what the machine was doing meanwhile.
 """
 
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -34,19 +36,28 @@ from bignas.compile.toolchain import link_program
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.files import cache_folder, write_atomically
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Environment, Operator, Workload
+from bignas.device_db.records import Environment, Operator, Target, Workload
 
 __all__ = [
     "Job",
     "KernelJob",
     "NetworkJob",
+    "Place",
+    "Program",
     "Report",
     "Sentinels",
     "Settings",
     "TimingResult",
+    "build_harness",
+    "ended_when_silent",
+    "job_lines",
     "measure",
+    "measure_with",
+    "setting_lines",
 ]
 
+SILENT = "no progress"
+WATCH_SECONDS = 0.5  # between looks whether a process has to be ended
 UNSETTLED_SHARE = 0.05  # of the groups may stay disturbed before all is measured again
 USUAL_CACHE_BYTES = 1 << 20
 PAUSE_SECONDS = 1.0  # before that: disturbances on shared machines last for seconds
@@ -106,11 +117,24 @@ Job = KernelJob | NetworkJob
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """The machine that a job ran on, where that is another one: name, runtime and what it did."""
+
+    host: str
+    runtime: str
+    environment: Environment
+
+
+@dataclass(frozen=True, slots=True)
 class TimingResult:
-    """Samples of one job in nanoseconds, or the error that came instead."""
+    """Samples of one job in nanoseconds, or the error that came instead.
+
+    `place` is None for the machine at hand; the report tells what that one was doing.
+    """
 
     samples_ns: tuple[float, ...]
     error: str | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +150,75 @@ class Report:
 Progress = Callable[[int, int, int], None]  # rounds done, rounds in all, groups rejected
 
 
+class Program(Protocol):
+    """The measuring program (harness.c) as it is started on one machine.
+
+    `command` starts it from here. In `references` is remembered what the sentinels can do on the
+    machine. A process that says nothing for `patience_seconds` is killed.
+    """
+
+    @property
+    def command(self) -> tuple[str, ...]: ...  # noqa: D102 - see above
+
+    @property
+    def references(self) -> Path: ...  # noqa: D102
+
+    @property
+    def patience_seconds(self) -> float: ...  # noqa: D102
+
+    def script(self, jobs: Sequence[Job], settings: Settings, sentinels: "Sentinels") -> str:
+        """Return what the command is to read."""
+        ...
+
+    def heed(self, line: str) -> None:
+        """Take notice of a line that the process wrote, before it is taken for a result."""
+        ...
+
+    def ending(self, status: int, silent: bool) -> str:
+        """Return why the process ended without its results, with exit status or as it was silent.
+
+        Raises:
+            MeasurementError: that is no job's fault.
+        """
+        ...
+
+    def environment(self, switches: int) -> Environment:
+        """Return what the machine was doing meanwhile; `switches` are those of contexts."""
+        ...
+
+
 def measure(jobs: Sequence[Job], settings: Settings, progress: Progress | None = None) -> Report:
-    """Measure jobs together; a job that crashes or hangs gets an error and the others are repeated.
+    """Measure jobs on this machine, as `measure_with` does.
 
     Raises:
         MeasurementError: the measuring process fails for a reason that is no job's fault.
         ToolchainError: the C compiler is missing or fails.
     """
-    program = _harness()
+    return measure_with(_LocalProgram(settings), jobs, settings, progress)
+
+
+def measure_with(
+    program: Program,
+    jobs: Sequence[Job],
+    settings: Settings,
+    progress: Progress | None = None,
+    cancelled: threading.Event | None = None,
+) -> Report:
+    """Measure jobs together; a job that crashes or hangs gets an error and the others are repeated.
+
+    Once `cancelled` is set the measuring process is ended, which is a MeasurementError.
+
+    Raises:
+        MeasurementError: the measuring process fails for a reason that is no job's fault.
+    """
     failures: dict[int, str] = {}
-    before = _steal()
+    cancelled = cancelled or threading.Event()
     calmest: _Outcome | None = None
     left = settings.attempts
     while left:
         remaining = [index for index in range(len(jobs)) if index not in failures]
-        outcome = _run(program, [jobs[index] for index in remaining], settings, progress)
+        chosen = [jobs[index] for index in remaining]
+        outcome = _run(program, chosen, settings, progress, cancelled)
         failures |= {remaining[index]: text for index, text in outcome.errors.items()}
         if outcome.culprit is not None:
             failures[remaining[outcome.culprit]] = outcome.reason
@@ -159,7 +237,7 @@ def measure(jobs: Sequence[Job], settings: Settings, progress: Progress | None =
     for index, samples in calmest.samples.items():
         if index not in failures:
             results[index] = TimingResult(samples)
-    environment = _environment(before, calmest.switches, measuring_cores(settings.threads))
+    environment = program.environment(calmest.switches)
     return Report(tuple(results), calmest.rejected, calmest.unsettled, environment)
 
 
@@ -205,31 +283,61 @@ class _Outcome:
         return self.unsettled / max(1, self.groups)
 
 
+class _LocalProgram:
+    """The measuring program on this machine."""
+
+    def __init__(self, settings: Settings) -> None:
+        path = build_harness(probe_local().target)
+        self.command = (str(path),)
+        self.references = path.with_suffix(f".{settings.threads}.json")
+        self.patience_seconds = settings.stall_seconds
+        self._threads = settings.threads
+        self._before = _steal()
+
+    def script(self, jobs: Sequence[Job], settings: Settings, sentinels: Sentinels) -> str:
+        cores = [f"cpu {core}" for core in measuring_cores(settings.threads)]
+        lines = [job_lines(job, str(job.library)) for job in jobs]
+        return "\n".join([*cores, *setting_lines(settings, sentinels), *lines, "run", ""])
+
+    def heed(self, line: str) -> None:
+        pass
+
+    def ending(self, status: int, silent: bool) -> str:
+        return SILENT if silent else f"stopped with status {status}"
+
+    def environment(self, switches: int) -> Environment:
+        return _environment(self._before, switches, measuring_cores(self._threads))
+
+
 def _run(
-    program: Path, jobs: Sequence[Job], settings: Settings, progress: Progress | None
+    program: Program,
+    jobs: Sequence[Job],
+    settings: Settings,
+    progress: Progress | None,
+    cancelled: threading.Event,
 ) -> _Outcome:
     outcome = _Outcome({}, {})
     if not jobs:
         return outcome
     try:
         process = subprocess.Popen(
-            [str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            program.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
     except OSError as error:
-        raise MeasurementError(f"cannot start {program}: {error.strerror}") from error
+        raise MeasurementError(f"cannot start {program.command[0]}: {error.strerror}") from error
     assert process.stdin is not None
     assert process.stdout is not None
-    memory = program.with_suffix(f".{settings.threads}.json")
-    sentinels = Sentinels.recall(memory)
+    sentinels = Sentinels.recall(program.references)
     started, finished = -1, False
     hung = threading.Event()
-    with process, _watchdog(process, hung, settings.stall_seconds) as alive:
+    with process, ended_when_silent(process, hung, program.patience_seconds, cancelled) as alive:
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(_script(jobs, settings, sentinels))
+            process.stdin.write(program.script(jobs, settings, sentinels))
             process.stdin.close()
         for line in process.stdout:
             alive()
-            word, *rest = line.split()
+            program.heed(line)
+            word, *rest = line.split() or [""]
             match word:
                 case "start":
                     started = int(rest[0])
@@ -244,14 +352,20 @@ def _run(
                     counts = [int(one) for one in rest[2:]]
                     outcome.groups, outcome.rejected, outcome.unsettled, outcome.switches = counts
                     reached = outcome.unsettled < outcome.groups
-                    sentinels.remember(memory, found, reached)
+                    sentinels.remember(program.references, found, reached)
                     finished = True
                 case "samples":
                     outcome.samples[int(rest[0])] = tuple(float(one) for one in rest[1:])
+                case "emulated":
+                    raise MeasurementError(
+                        "an emulator runs the measuring program: its latencies are no evidence"
+                    )
                 case _:
                     pass
     if not finished:
-        reason = "no progress" if hung.is_set() else f"stopped with status {process.returncode}"
+        if cancelled.is_set():
+            raise MeasurementError("measuring was cancelled")
+        reason = program.ending(process.returncode, hung.is_set())
         if started < 0:
             raise MeasurementError(f"the measuring process failed: {reason}")
         outcome.culprit, outcome.reason = started, reason
@@ -259,19 +373,31 @@ def _run(
 
 
 @contextlib.contextmanager
-def _watchdog(
-    process: subprocess.Popen[str], hung: threading.Event, seconds: float
+def ended_when_silent(
+    process: subprocess.Popen[str],
+    hung: threading.Event,
+    seconds: float,
+    cancelled: threading.Event | None = None,
 ) -> Iterator[Callable[[], None]]:
-    """Kill the process when it says nothing for so many seconds; yields the sign of life."""
+    """Kill a process when it says nothing for so many seconds, end it when all is cancelled.
+
+    Yields the sign of life.
+    """
     beat, stop = threading.Event(), threading.Event()
 
     def watch() -> None:
+        silent_since = time.monotonic()
         while not stop.is_set():
-            if not beat.wait(seconds) and not stop.is_set():
+            if beat.wait(min(seconds, WATCH_SECONDS)):
+                beat.clear()
+                silent_since = time.monotonic()
+            elif time.monotonic() - silent_since >= seconds:
                 hung.set()
                 process.kill()
                 return
-            beat.clear()
+            if cancelled is not None and cancelled.is_set():
+                process.terminate()
+                return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -286,9 +412,9 @@ def _watchdog(
         thread.join()
 
 
-def _script(jobs: Sequence[Job], settings: Settings, sentinels: Sentinels) -> str:
-    lines = [
-        *(f"cpu {core}" for core in measuring_cores(settings.threads)),
+def setting_lines(settings: Settings, sentinels: Sentinels) -> list[str]:
+    """Return what the measuring program reads before the jobs; the cores to run on come first."""
+    return [
         f"threads {settings.threads}",
         f"flush {settings.flush_bytes}",
         f"rounds {settings.rounds}",
@@ -297,13 +423,14 @@ def _script(jobs: Sequence[Job], settings: Settings, sentinels: Sentinels) -> st
         f"memory {settings.memory_drift} {sentinels.memory_ns}",
         f"seed {settings.seed}",
     ]
-    for job in jobs:
-        if isinstance(job, NetworkJob):
-            lines.append(f"network {job.library}")
-        else:
-            sizes = " ".join(str(size) for size in _sizes(job.workload))
-            lines.append(f"kernel {sizes} {job.tasks} {job.symbol} {job.library}")
-    return "\n".join([*lines, "run", ""])
+
+
+def job_lines(job: Job, library: str) -> str:
+    """Return what the measuring program reads about a job whose library has that path there."""
+    if isinstance(job, NetworkJob):
+        return f"network {library}"
+    sizes = " ".join(str(size) for size in _sizes(job.workload))
+    return f"kernel {sizes} {job.tasks} {job.symbol} {library}"
 
 
 def _sizes(workload: Workload) -> tuple[int, ...]:
@@ -345,14 +472,17 @@ def own_cache_bytes() -> int:
     return USUAL_CACHE_BYTES
 
 
-def _harness() -> Path:
-    """Return the measuring program, compiled once and cached by the hash of its sources."""
+def build_harness(target: Target) -> Path:
+    """Return the measuring program, compiled once and cached by the hash of its sources.
+
+    Raises:
+        ToolchainError: no compiler for the target's family, or it failed.
+    """
     source = resources.files("bignas.latency").joinpath("harness.c").read_bytes()
     sources = {"harness.c": source, **runtime_files(THREADS_OF_LIBRARY)}
     digest = hashlib.sha256(b"".join(sources.values())).hexdigest()[:16]
-    path = cache_folder() / f"harness-{digest}"
+    path = cache_folder() / f"harness-{digest}-{target.architecture}"
     if not path.exists():
-        target = probe_local().target
         unnamed = path.with_name(f"{path.name}-{os.getpid()}")  # not found before it can be run
         write_atomically(unnamed, link_program(sources, target))
         unnamed.chmod(0o755)

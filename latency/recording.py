@@ -2,6 +2,7 @@
 
 import platform
 import secrets
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -79,6 +80,10 @@ class Recorder:
         space: str | None = None,
         architecture: str | None = None,
     ) -> Measurement:
+        provenance, place = self.provenance, result.place
+        if place is not None:
+            environment = place.environment
+            provenance = replace(provenance, host=place.host, runtime=place.runtime)
         return Measurement(
             device=self.device,
             subject=subject,
@@ -89,7 +94,7 @@ class Recorder:
             samples_ns=result.samples_ns,
             error=result.error,
             kind=MeasurementKind.MEASURED,
-            provenance=self.provenance,
+            provenance=provenance,
             environment=environment,
             created_at=datetime.now(UTC),
             session=self.session,

@@ -12,7 +12,8 @@ from bignas.compile.network import build_network, graph_with_random_weights
 from bignas.compile.objects import ObjectCache
 from bignas.device_db.records import BYTES_PER_VALUE, Device, Measurement, Workload
 from bignas.device_db.store import Store
-from bignas.latency.protocol import NetworkJob, Settings, measure
+from bignas.latency.measuring import measure_on
+from bignas.latency.protocol import NetworkJob, Settings
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
 from bignas.supernet.space import Architecture, SearchSpace
@@ -52,7 +53,8 @@ def measure_subnets(
             network = build_network(graph, schedules_of(kernels), cache, device.threads)
             path.write_bytes(network.library)
             jobs.append(NetworkJob(path))
-        report = measure(jobs, replace(settings, threads=device.threads), progress)
+        settings = replace(settings, threads=device.threads)
+        report = measure_on(device, jobs, settings, progress)
     return [
         recorder.network(space, architecture, result, report.environment)
         for architecture, result in zip(architectures, report.results, strict=True)

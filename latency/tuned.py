@@ -11,6 +11,7 @@ from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.protocol import runtime_version
+from bignas.latency.remote import LOST
 
 __all__ = [
     "TunedKernel",
@@ -68,7 +69,8 @@ def best_kernels(measurements: Iterable[Measurement]) -> dict[Workload, TunedKer
 def failed_kernels(store: Store, device: str) -> dict[Workload, str]:
     """Return the kernels that no schedule can be had for, and the error of the last try.
 
-    They failed in several sessions, all with the present kernel generators.
+    They failed in several sessions, all with the present kernel generators. That no server was left
+    to measure them is no failure of theirs.
     """
     sessions: dict[Workload, dict[str, str]] = {}
     succeeded: set[Workload] = set()
@@ -77,7 +79,7 @@ def failed_kernels(store: Store, device: str) -> dict[Workload, str]:
             continue
         if item.error is None:
             succeeded.add(item.workload)
-        else:
+        elif not item.error.startswith(LOST):
             sessions.setdefault(item.workload, {})[item.session] = item.error
     return {
         workload: list(errors.values())[-1]

@@ -26,17 +26,11 @@ from bignas.compile.objects import (
 )
 from bignas.compile.schedule import Schedule, candidates, task_count
 from bignas.compile.toolchain import link_shared_library
-from bignas.device_db.errors import MeasurementError
+from bignas.device_db.errors import MeasurementError, RemoteError
 from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
-from bignas.latency.protocol import (
-    KernelJob,
-    Report,
-    Settings,
-    TimingResult,
-    measure,
-    own_cache_bytes,
-)
+from bignas.latency.measuring import measure_on, own_cache_of
+from bignas.latency.protocol import KernelJob, Report, Settings, TimingResult
 from bignas.latency.recording import Recorder
 from bignas.latency.tuned import TunedKernel, best_kernels, failed_kernels, tuned_kernels
 
@@ -59,7 +53,7 @@ class Tuner:
         self, device: Device, store: Store, cache: ObjectCache, weights_bytes: int = 0
     ) -> None:
         self.device = device
-        own = own_cache_bytes()
+        own = own_cache_of(device)
         self.flush_bytes = own if weights_bytes > own else 0
         self.store = store
         self.cache = cache
@@ -78,6 +72,7 @@ class Tuner:
 
         Raises:
             MeasurementError: measuring is impossible on this machine.
+            RemoteError: the servers of a remote device cannot be used.
             ToolchainError: the C compiler is missing or fails.
         """
         pairs = [(one, s) for one in workloads for s in self._candidates(one)]
@@ -86,7 +81,11 @@ class Tuner:
         with _library(usable, self.cache) as library:
             trials, report = self._measure(usable, library, TRIAL)
             winners = [(one, best.schedule) for one, best in best_kernels(trials).items()]
-            finals, final_report = self._measure(winners, library, FINAL)
+            try:
+                finals, final_report = self._measure(winners, library, FINAL)
+            except RemoteError:  # no server is left: without finals, trials are no evidence
+                self.store.add_measurements(one for one in trials if not one.ok)
+                raise
         unbuilt = [
             self.recorder.kernel(one, schedule, TimingResult((), error), report.environment)
             for one, schedule, error in built
@@ -108,7 +107,7 @@ class Tuner:
         ]
         device = self.device
         settings = replace(settings, threads=device.threads, flush_bytes=self.flush_bytes)
-        report = measure(jobs, settings)
+        report = measure_on(device, jobs, settings)
         records = [
             self.recorder.kernel(one, schedule, result, report.environment)
             for (one, schedule), result in zip(pairs, report.results, strict=True)

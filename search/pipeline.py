@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bignas.compile.bundle import Bundle, record_measured, verify
+from bignas.compile.bundle import Bundle, record_measured
 from bignas.compile.codegen import code_hash
 from bignas.compile.manifest import Latency
 from bignas.compile.objects import ObjectCache
@@ -31,6 +31,7 @@ from bignas.device_db.store import Store
 from bignas.latency.bench import bench_bundle
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.recording import Recorder
+from bignas.latency.remote_bundle import BundleRunner, verify_on
 from bignas.latency.subnets import measure_subnets, typical_weights_bytes
 from bignas.latency.tuning import ensure_networks_tuned
 from bignas.search.anatomy import anatomy
@@ -322,12 +323,12 @@ class _Search:
             self.network, checkpoint, architecture, self.data, site.device, self.store,
             site.cache, self.out / self._place(site), site.predictor,
         )  # fmt: skip
-        verification = verify(bundle)
+        verification = verify_on(bundle, site.device)
         if not verification.ok:
             raise VerificationError(
                 f"the binary differs from its ONNX model by {verification.max_abs_error:.2g}"
             )
-        measured = bench_bundle(bundle)
+        measured = bench_bundle(bundle, device=site.device)
         return record_measured(bundle, measured), measured
 
     def _place(self, site: Site) -> str:
@@ -350,7 +351,8 @@ class _Search:
         trials: Sequence[Trial],
     ) -> SearchResult:
         first = self.sites[0]
-        test_top1, agreement = self._prove(bundles[first.device.name], best.architecture)
+        bundle = bundles[first.device.name]
+        test_top1, agreement = self._prove(bundle, first.device, best.architecture)
         keeping = [one for one in candidates if one.kept]
         measured = [Trial(one.architecture, one.measured_ms, 1.0, one.top1) for one in keeping]
         on_front = {trial.architecture for trial in pareto_front(measured)}
@@ -369,21 +371,23 @@ class _Search:
             suggested=len(trials),
         )
 
-    def _prove(self, bundle: Bundle, architecture: Architecture) -> tuple[float, float]:
+    def _prove(
+        self, bundle: Bundle, device: Device, architecture: Architecture
+    ) -> tuple[float, float]:
         """Run the binary on the test images: its accuracy, and its agreement with the child."""
         test = self.data.test
         self.report(SearchProgress("test", 0, len(test), 0.0, ""))
         child = extract_calibrated(self.network, architecture, self.data)
         expected = predict(child, test.images, self.data.mean, self.data.std).argmax(axis=1)
-        library = bundle.open_library()
         size = architecture.resolution
-        if library.input_floats != self.space.in_channels * size * size:
+        runner = BundleRunner(bundle, device)
+        if runner.input_floats != self.space.in_channels * size * size:
             raise MeasurementError("the binary's input does not fit the architecture")
         classes = []
-        for start in range(0, len(test), 256):
-            images = test.images[start : start + 256]
+        for start in range(0, len(test), runner.batch):
+            images = test.images[start : start + runner.batch]
             inputs = preprocess(images, size, self.data.mean, self.data.std)
-            classes.append(library.run(inputs.numpy()).argmax(axis=1))
+            classes.append(runner.run(inputs.numpy()).argmax(axis=1))
         found = np.concatenate(classes)
         return float(np.mean(found == test.labels)), float(np.mean(found == expected))
 

@@ -11,7 +11,6 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from bignas.compile import bundle as bundles
 from bignas.compile import objects, toolchain
 from bignas.compile.bundle import Verification
 from bignas.compile.codegen import build_object
@@ -21,7 +20,7 @@ from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Target, Workload
 from bignas.device_db.store import Store
-from bignas.latency import tuning
+from bignas.latency import remote_bundle, tuning
 from tests.cli.helpers import refused, run, run_json
 from tests.compile.tools import FOREIGN, require_cross_tools
 
@@ -37,7 +36,9 @@ def test_verify_tells_what_scripts_read(bundle: Path) -> None:
 def test_differing_outputs_are_reported_and_fail(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundles, "verify", lambda _: Verification(False, float("inf"), 0.25, 4))
+    monkeypatch.setattr(
+        remote_bundle, "verify", lambda _: Verification(False, float("inf"), 0.25, 4)
+    )
     result = run("verify", bundle, "--json")
     assert (result.exit_code, result.stderr) == (1, "")
     found = json.loads(result.stdout)
@@ -273,7 +274,7 @@ def test_tuned_children_compile_without_measuring_or_building(
     def unwanted(*_: object) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(tuning, "measure", unwanted)
+    monkeypatch.setattr(tuning, "measure_on", unwanted)
     monkeypatch.setattr(tuning, "build_objects", unwanted)
     built: list[Workload] = []
 

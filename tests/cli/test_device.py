@@ -7,9 +7,13 @@ import pytest
 
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
+from bignas.device_db.records import Remote
 from bignas.device_db.store import Store
 from tests.cli.helpers import refused, run, run_json
+from tests.device_db import samples
 from tests.device_db.samples import kernel
+from tests.latency.fake_tracker import HELLO, answering, summary
+from tests.latency.rpc_network import HOST, free_port
 
 
 def test_local_always_exists() -> None:
@@ -71,3 +75,35 @@ def test_a_file_that_is_no_device_is_refused(content: bytes) -> None:
     refused("device", "import", "bad.json")
     assert "missing.json" in refused("device", "import", "missing.json")
     assert len(run_json("device", "list")) == 1
+
+
+def test_a_remote_device_that_cannot_be_reached_is_refused() -> None:
+    add = ("device", "add", "pi", "--target", "cortex-a72", "--key", "pi4", "--rpc")
+    assert "cannot reach" in refused(*add, f"{HOST}:{free_port()}")
+    assert "HOST:PORT" in refused(*add, "nowhere")
+    with answering(b"HTTP/1.1 400 Bad Request") as port:
+        assert "no RPC tracker" in refused(*add, f"{HOST}:{port}")
+    with answering(HELLO, summary("pi5")) as port:
+        assert "keys there: pi5" in refused(*add, f"{HOST}:{port}")
+    assert len(run_json("device", "list")) == 1
+
+
+def test_options_of_a_remote_device_belong_together() -> None:
+    assert "belong together" in refused("device", "add", "pi", "--rpc", "a:1", "--key", "k")
+    assert "belong together" in refused("device", "add", "pi", "--key", "k")
+    add = ("device", "add", "pi", "--rpc", "a:1", "--key", "k", "--target", "cortex-a72")
+    assert "the machine tells" in refused(*add, "--cores", "4")
+    assert "malformed RPC key" in refused(*add[:5], "--key", "a b", *add[7:])
+
+
+def test_commands_refuse_a_remote_device_without_servers(space_file: Path, bundle: Path) -> None:
+    with Store.open() as store:
+        store.add_device(samples.device("pi", remote=Remote(HOST, free_port(), "pi4", 1 << 20)))
+    assert "key pi4" in run("device", "show", "pi").stdout
+    for command in (
+        ("profile", space_file),
+        ("predictor", "evaluate", space_file),
+        ("bench", bundle),
+        ("verify", bundle),
+    ):
+        assert "cannot reach" in refused(*command, "--device", "pi")

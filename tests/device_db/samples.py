@@ -13,6 +13,7 @@ from bignas.device_db.records import (
     MeasurementKind,
     Operator,
     Provenance,
+    Remote,
     Subject,
     Target,
     Workload,
@@ -63,6 +64,13 @@ TARGETS = st.builds(
         lambda names: st.tuples(*(st.sampled_from([f"+{name}", f"-{name}"]) for name in names))
     ),
 )
+REMOTES = st.builds(
+    Remote,
+    host=st.sampled_from(["127.0.0.1", "pi.local", "fe80::1%eth0"]),
+    port=st.integers(1, 65535),
+    key=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
+    own_cache_bytes=st.integers(1, 1 << 30),
+)
 DEVICES = st.builds(
     Device,
     name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
@@ -72,6 +80,7 @@ DEVICES = st.builds(
     cores=st.integers(1, 64),
     memory_bytes=st.integers(1, 1 << 45),
     instruction_sets=st.lists(TEXT, max_size=4).map(tuple),
+    remote=st.none() | REMOTES,
 )
 PROVENANCES = st.builds(
     Provenance, compiler=TEXT, runtime=TEXT, code_hash=TEXT, bignas_version=TEXT, host=TEXT

@@ -7,6 +7,7 @@ import pytest
 
 from bignas.device_db.errors import BignasError, MeasurementError, StoreError, TargetError
 from bignas.device_db.exchange import export_device, import_device
+from bignas.device_db.records import Remote
 from bignas.device_db.store import Store
 from tests.device_db import samples
 
@@ -48,6 +49,23 @@ def test_another_machines_local_needs_a_name(text: str) -> None:
         assert len(store.kernel_measurements("theirs")) == 2
 
 
+def test_how_a_device_is_reached_travels_with_it() -> None:
+    remote = samples.device(remote=Remote("pi.local", 9190, "pi4", 1 << 20))
+    with Store.open("sqlite://") as store:
+        store.add_device(remote)
+        text = export_device(store, "bench")
+    with Store.open("sqlite://") as store:
+        assert import_device(store, text) == remote
+
+
+def test_exports_of_the_first_version_are_read(text: str) -> None:
+    document = json.loads(text)
+    del document["device"]["remote"]
+    with Store.open("sqlite://") as store:
+        assert import_device(store, json.dumps(document | {"version": 1})) == samples.device()
+        assert len(store.kernel_measurements("bench")) == 2
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense", '{"format": "bignas-device"}'])
 def test_what_is_no_export_is_refused(text: str) -> None:
     with Store.open("sqlite://") as store, pytest.raises(StoreError):
@@ -57,7 +75,7 @@ def test_what_is_no_export_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"version": 2},
+        {"version": 3},
         {"device": None},
         {"device": {"name": "bench"}},
         {"measurements": None},

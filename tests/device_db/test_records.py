@@ -20,6 +20,7 @@ from bignas.device_db.records import (
     Measurement,
     Operator,
     Provenance,
+    Remote,
     Subject,
     Target,
     Workload,
@@ -253,3 +254,32 @@ def test_malformed_targets_are_refused(arguments: tuple[Any, ...]) -> None:
 def test_malformed_devices_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(TargetError):
         samples.device(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"host": ""}, "host"),
+        ({"host": "a b"}, "host"),
+        ({"port": 0}, "port"),
+        ({"port": 65536}, "port"),
+        ({"key": "a b"}, "RPC key"),
+        ({"key": ""}, "RPC key"),
+        ({"own_cache_bytes": 0}, "own_cache_bytes"),
+    ],
+)
+def test_a_remote_access_is_checked(changes: dict[str, Any], word: str) -> None:
+    good: dict[str, Any] = {
+        "host": "pi.local",
+        "port": 9190,
+        "key": "pi4",
+        "own_cache_bytes": 1 << 20,
+    }
+    Remote(**good)
+    with pytest.raises(TargetError, match=word):
+        Remote(**(good | changes))
+
+
+def test_how_a_device_is_reached_does_not_make_it_another_machine() -> None:
+    remote = samples.device(remote=Remote("pi.local", 9190, "pi4", 1 << 20))
+    assert remote.machine_digest == samples.device().machine_digest

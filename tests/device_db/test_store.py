@@ -241,6 +241,24 @@ def test_migrations_lead_to_the_schema_in_use(opened: Store, path: Path) -> None
     opened.close()
 
 
+def test_devices_of_an_older_store_are_not_remote(opened: Store, path: Path) -> None:
+    """What the first schema kept is brought to the present one; a damaged device stays damaged."""
+    opened.add_device(samples.device())
+    opened.add_device(samples.device("damaged"))
+    opened.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE devices SET description = '{' WHERE name = 'damaged'")
+        connection.execute(
+            "UPDATE devices SET description = json_remove(description, '$.remote')"
+            " WHERE name = 'bench'"
+        )
+        connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '0001'")
+    connection.close()
+    with Store.open(url_of(path)) as store:
+        assert store.device("bench") == samples.device()
+        assert ["damaged" in one for one in store.check_integrity()] == [True]
+
+
 def test_opening_says_nothing(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Store.open(url_of(path)).close()
     assert capfd.readouterr() == ("", "")
