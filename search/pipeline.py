@@ -34,7 +34,7 @@ from bignas.latency.recording import Recorder
 from bignas.latency.subnets import measure_subnets, typical_weights_bytes
 from bignas.latency.tuning import ensure_networks_tuned
 from bignas.search.anatomy import anatomy
-from bignas.search.deliver import align_data, deliver_child
+from bignas.search.deliver import deliver_child
 from bignas.search.pareto import pareto_front
 from bignas.search.requirements import Requirements, Site
 from bignas.search.resources import delivered
@@ -105,7 +105,7 @@ def run_search(
     """
     sites = (Site(device, cache, predictor, config.budget_ms), *others)
     search = _Search(
-        network, align_data(checkpoint, data), store, sites, config, out,
+        network, checkpoint.align(data), store, sites, config, out,
         progress or (lambda _: None),
     )  # fmt: skip
     require_writable(out / RESULT)

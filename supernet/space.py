@@ -374,6 +374,21 @@ class SearchSpace:
         """Multiply-accumulates of one image; pooling and the squeeze-excite scale count as none."""
         return sum(part.macs for part in self._plan(arch))
 
+    def macs_at(self, rows: np.ndarray) -> np.ndarray:
+        """Multiply-accumulates [n] of many architectures, given as rows of `positions` [n, d].
+
+        What stages consist of repeats, so each is computed once: far faster than one by one.
+        """
+        sizes = np.array([len(options) for _, options in self.dimensions()], dtype=np.int64)
+        total = np.zeros(len(rows), dtype=np.int64)
+        for part, columns in enumerate(self._part_columns):
+            strides = np.cumprod([1, *sizes[columns]])[:-1]
+            codes = np.asarray(rows)[:, columns] @ strides
+            _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+            plans = [self._plan(self.at(row)) for row in rows[first].tolist()]
+            total += np.array([plan[part].macs for plan in plans], dtype=np.int64)[inverse]
+        return total
+
     def params(self, arch: Architecture) -> int:
         """Parameters of the child as torch counts them.
 
@@ -440,6 +455,19 @@ class SearchSpace:
     @functools.cached_property
     def _axis_sizes(self) -> np.ndarray:
         return np.array([len(options) for _, options in self._axes])
+
+    @functools.cached_property
+    def _part_columns(self) -> list[list[int]]:
+        """Which entries of `dimensions` each part of `_plan` depends on."""
+        names = [name for name, _ in self.dimensions()]
+        before = ["stem_channels", *(f"stages.{i}.channels" for i in range(len(self.stages)))]
+        parts = [("stem_channels",)]
+        parts += [(before[index], f"stages.{index}.") for index in range(len(self.stages))]
+        parts.append((before[-1], "head_channels"))
+        return [
+            [column for column, name in enumerate(names) if name.startswith(("resolution", *part))]
+            for part in parts
+        ]
 
     @staticmethod
     def _values(arch: Architecture) -> list[int]:
