@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
@@ -42,6 +43,7 @@ FORMAT = "bignas-accuracy-predictor"
 FORMAT_VERSION = 1
 FEWEST_CHILDREN = 10  # that can be fitted to and cross-validated
 FOLDS = 5
+_MOST_STEPS = 40  # when parameters are fitted
 _CHUNK = 4096  # architectures predicted at once, which bounds the memory
 
 # Bounds of the kernels' parameters; inputs lie in -1..1, targets have variance 1.
@@ -102,6 +104,8 @@ class AccuracyPredictor:
         fits = self.rows.shape == (len(self.correct), len(sizes)) and self.kernel in self.held_out
         if not fits or (self.rows < 0).any() or (self.rows >= sizes).any():
             raise ValueError("the children do not fit the space")
+        if (self.correct < 0).any() or (self.correct > self.setting.images).any():
+            raise ValueError("the accuracies do not fit the number of images")
         start = _kernel(self.kernel, len(sizes) + 1)
         if self.parameters.shape != start.theta.shape or not np.isfinite(self.parameters).all():
             raise ValueError("the parameters do not fit the kernel")
@@ -164,11 +168,33 @@ class AccuracyPredictor:
 
     def predict_rows(self, rows: Rows) -> Array:
         """Accuracies [n] of rows of `SearchSpace.positions` [n, dimensions]."""
+        targets = self.correct / self.setting.images
+        inputs, scale = _inputs(self.space, rows), float(targets.std()) or 1.0
+        weights = self._process.alpha_ * scale
         parts = [
-            self._process.predict(_inputs(self.space, rows[start : start + _CHUNK]))
+            self._covariances(inputs[start : start + _CHUNK]) @ weights + targets.mean()
             for start in range(0, len(rows), _CHUNK)
         ]
-        return np.clip(np.concatenate([np.empty(0), *parts]), 0.0, 1.0)
+        return np.asarray(np.clip(np.concatenate([np.empty(0), *parts]), 0.0, 1.0))
+
+    def _covariances(self, inputs: Array) -> Array:
+        """The kernel between inputs [n, columns] and the children, without noise.
+
+        As scikit-learn computes it, but with distances from one matrix product, which is all of
+        the time.
+        """
+        parameters, children = np.exp(self.parameters), self._process.X_train_
+        products = inputs @ children.T + parameters[1] ** 2
+        if self.kernel is AccuracyKernel.QUADRATIC:
+            return np.asarray(parameters[0] * products**2)
+        products *= parameters[0]
+        if self.kernel is AccuracyKernel.SMOOTH:
+            first, second = inputs / parameters[3:-1], children / parameters[3:-1]
+            exponents = first @ second.T
+            exponents -= 0.5 * (first**2).sum(axis=1)[:, None]
+            exponents -= 0.5 * (second**2).sum(axis=1)
+            products += parameters[2] * np.exp(exponents, out=exponents)
+        return np.asarray(products)
 
     def spread(self, archs: Sequence[Architecture]) -> Array:
         """Standard deviations [n] of what evaluating the architectures would give."""
@@ -283,9 +309,20 @@ def _kernel(kind: AccuracyKernel, columns: int) -> Any:
             return linear + smooth + noise
 
 
+def _minimise(objective: Any, start: Array, bounds: Array) -> tuple[Array, float]:
+    """L-BFGS-B, as scikit-learn's, but for the number of steps: a flat end has no use."""
+    found = minimize(
+        objective, start, method="L-BFGS-B", jac=True, bounds=bounds,
+        options={"maxiter": _MOST_STEPS},
+    )  # fmt: skip
+    return found.x, float(found.fun)
+
+
 def _optimised(kind: AccuracyKernel, inputs: Array, targets: Array) -> GaussianProcessRegressor:
     """The process whose parameters make the targets most likely."""
-    process = GaussianProcessRegressor(_kernel(kind, inputs.shape[1]), normalize_y=True)
+    process = GaussianProcessRegressor(
+        _kernel(kind, inputs.shape[1]), optimizer=_minimise, normalize_y=True
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a parameter at its bound is no harm
         return process.fit(inputs, targets)

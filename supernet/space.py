@@ -461,7 +461,7 @@ class SearchSpace:
         """Which entries of `dimensions` each part of `_plan` depends on."""
         names = [name for name, _ in self.dimensions()]
         before = ["stem_channels", *(f"stages.{i}.channels" for i in range(len(self.stages)))]
-        parts = [("stem_channels",)]
+        parts: list[tuple[str, ...]] = [("stem_channels",)]
         parts += [(before[index], f"stages.{index}.") for index in range(len(self.stages))]
         parts.append((before[-1], "head_channels"))
         return [

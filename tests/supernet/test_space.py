@@ -129,6 +129,16 @@ def test_layers_chain_and_are_workloads(space: SearchSpace, seed: int) -> None:
     assert space.macs(space.smallest()) <= space.macs(arch) <= space.macs(space.biggest())
 
 
+@given(spaces, seeds, st.integers(0, 20))
+@settings(max_examples=60, deadline=None)
+def test_macs_of_many_are_those_of_each(space: SearchSpace, seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    archs = [space.sample(rng) for _ in range(count)]
+    rows = np.array([space.positions(arch) for arch in archs], dtype=np.int64)
+    rows = rows.reshape(count, len(space.dimensions()))
+    assert space.macs_at(rows).tolist() == [space.macs(arch) for arch in archs]
+
+
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
 def test_stages_come_from_the_cache(space: SearchSpace) -> None:
     arch = space.sample(np.random.default_rng(3))
