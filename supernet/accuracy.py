@@ -214,6 +214,11 @@ class AccuracyPredictor:
         """Whether it is about a checkpoint and data of these digests."""
         return self.setting.weights == weights and self.setting.data == data
 
+    @property
+    def digest(self) -> str:
+        """Hash of all that decides its predictions."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
     # --- saving -----------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:

@@ -6,7 +6,12 @@ from bignas.device_db.errors import InputError
 from bignas.supernet.accuracy import AccuracyPredictor
 from bignas.supernet.checkpoint import Checkpoint, shipped_checkpoints, shipped_folder
 
-__all__ = ["accuracy_path", "load_accuracy_predictor", "read_accuracy_predictor"]
+__all__ = [
+    "accuracy_path",
+    "find_accuracy_predictor",
+    "load_accuracy_predictor",
+    "read_accuracy_predictor",
+]
 
 _CHECKPOINT_SUFFIX = ".safetensors"
 _SUFFIX = ".accuracy.json"
@@ -50,3 +55,17 @@ def load_accuracy_predictor(
             " `bignas accuracy fit` again, or move it away"
         )
     return predictor
+
+
+def find_accuracy_predictor(
+    name_or_path: str | Path, checkpoint: Checkpoint, data_digest: str
+) -> AccuracyPredictor | None:
+    """The predictor beside a checkpoint; None where there is none about these weights and data.
+
+    Raises InputError when the file beside it is damaged.
+    """
+    path = accuracy_path(name_or_path)
+    if not path.exists():
+        return None
+    predictor = read_accuracy_predictor(path)
+    return predictor if predictor.matches(checkpoint.digest, data_digest) else None
