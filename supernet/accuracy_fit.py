@@ -1,6 +1,6 @@
 """From evaluated children to an accuracy predictor, and how good it is on fresh ones."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,12 +9,10 @@ import numpy as np
 from bignas.device_db.errors import InputError
 from bignas.supernet.accuracy import FEWEST_CHILDREN, AccuracyError, AccuracyPredictor
 from bignas.supernet.children import ChildEvaluator
+from bignas.supernet.drawing import draw_children, draw_fresh_children
 from bignas.supernet.space import Architecture, SearchSpace
 
-__all__ = ["AccuracyEvaluation", "draw_children", "evaluate_accuracy", "fit_accuracy"]
-
-_TILTED_EVERY = 4  # one in so many children
-_FIT, _EVALUATE = 0, 1  # purposes of random numbers
+__all__ = ["AccuracyEvaluation", "evaluate_accuracy", "fit_accuracy"]
 
 Progress = Callable[[int, int], None]
 
@@ -40,20 +38,6 @@ class AccuracyEvaluation:
                 for arch, predicted, evaluated in self.children
             ],
         }
-
-
-def draw_children(space: SearchSpace, count: int, seed: int) -> list[Architecture]:
-    """Distinct architectures to learn from: the first of `count` are those of a smaller `count`.
-
-    Smallest, middle and biggest; the rest uniform, but for one in four: these draw how big all
-    their options tend to be first, as uniform ones are seldom small or big altogether. Fewer come
-    back where the space is smaller.
-    """
-    rng = np.random.default_rng((seed, _FIT))
-    sizes = np.array([len(options) for _, options in space.dimensions()], dtype=np.int64)
-    ends = dict.fromkeys([space.smallest(), space.middle(), space.biggest()])
-    drawn = _fresh(space, max(0, count - len(ends)), ends, rng, sizes)
-    return [*ends, *drawn][:count]
 
 
 def fit_accuracy(
@@ -92,9 +76,8 @@ def evaluate_accuracy(
     Raises InputError when the space has too few others, and what `ChildEvaluator.evaluate` raises.
     """
     space = predictor.space
-    rng = np.random.default_rng((seed, _EVALUATE))
     known = [space.at(row) for row in predictor.rows.tolist()]
-    archs = _fresh(space, children, known, rng, None)
+    archs = draw_fresh_children(space, children, known, seed)
     if len(archs) < children:
         raise InputError(
             f"space {space.name!r} has {len(archs)} children that the predictor was not fitted to,"
@@ -105,31 +88,3 @@ def evaluate_accuracy(
     pairs = zip(archs, predicted.tolist(), evaluated.tolist(), strict=True)
     error = AccuracyError.between(predicted, evaluated)
     return AccuracyEvaluation(error, float(evaluated.std()), tuple(pairs))
-
-
-def _fresh(
-    space: SearchSpace,
-    count: int,
-    taken: Collection[Architecture],
-    rng: np.random.Generator,
-    tilted_sizes: np.ndarray | None,
-) -> list[Architecture]:
-    """Up to `count` distinct architectures outside `taken`, some of them tilted if sizes are given.
-
-    Tilted ones draw a common probability, and each option's number from its binomial distribution.
-    """
-    known = set(taken)
-    if 2 * (count + len(known)) >= space.size():
-        rest = [arch for arch in space.architectures() if arch not in known]
-        return [rest[pick] for pick in rng.permutation(len(rest))[:count]]
-    drawn: dict[Architecture, None] = {}
-    turn = 0
-    while len(drawn) < count:  # a uniform draw is new with a probability of more than one half
-        turn += 1
-        if tilted_sizes is not None and turn % _TILTED_EVERY == 0:
-            arch = space.at(rng.binomial(tilted_sizes - 1, rng.random()).tolist())
-        else:
-            arch = space.sample(rng)
-        if arch not in known:
-            drawn[arch] = None
-    return list(drawn)

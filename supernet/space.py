@@ -411,6 +411,34 @@ class SearchSpace:
         """The same space for another number of classes."""
         return self if classes == self.classes else dataclasses.replace(self, classes=classes)
 
+    def only(self, arch: Architecture) -> Self:
+        """The space that holds nothing but `arch`, as the same network: for training it alone.
+
+        Raises ArchitectureError when this space does not hold it, or when it would be another
+        network there: widths that are equal by chance would become a shortcut.
+        """
+        self.check(arch)
+        stages = tuple(
+            dataclasses.replace(
+                stage,
+                channels=(choice.channels,),
+                depths=(choice.depth,),
+                kernels=(choice.kernel,),
+                expands=(choice.expand,),
+            )
+            for stage, choice in zip(self.stages, arch.stages, strict=True)
+        )
+        alone = dataclasses.replace(
+            self,
+            resolutions=(arch.resolution,),
+            stem_channels=(arch.stem_channels,),
+            stages=stages,
+            head_channels=(arch.head_channels,),
+        )
+        if alone.layers(arch) != self.layers(arch):
+            raise ArchitectureError("alone, the architecture would have more shortcuts")
+        return alone
+
     @functools.cached_property
     def digest(self) -> str:
         """Hash of everything but the name."""

@@ -17,6 +17,13 @@ from bignas.device_db.store import Store
 from tests.device_db import samples
 
 SETTING = EvaluationSetting("w" * 64, "d" * 64, "validation", 100, 50)
+OTHERS = [
+    dataclasses.replace(SETTING, weights="x" * 64),
+    dataclasses.replace(SETTING, data="x" * 64),
+    dataclasses.replace(SETTING, split="test"),
+    dataclasses.replace(SETTING, images=101),
+    dataclasses.replace(SETTING, calibration_images=51),
+]
 
 
 def test_they_come_back_for_the_same_setting_only() -> None:
@@ -24,10 +31,7 @@ def test_they_come_back_for_the_same_setting_only() -> None:
         store.add_accuracies(SETTING, {"a": 1, "b": 100})
         store.add_accuracies(SETTING, {"c": 0})
         assert store.accuracies(SETTING) == {"a": 1, "b": 100, "c": 0}
-        for name, value in dataclasses.asdict(SETTING).items():
-            other = dataclasses.replace(
-                SETTING, **{name: value + 1 if isinstance(value, int) else value + "x"}
-            )
+        for other in OTHERS:
             assert store.accuracies(other) == {}
             store.add_accuracies(other, {"a": 7})
             assert store.accuracies(other) == {"a": 7}
@@ -50,10 +54,10 @@ def test_impossible_counts_are_refused_as_a_whole(correct: int) -> None:
         assert store.accuracies(SETTING) == {}
 
 
-@pytest.mark.parametrize("change", [{"images": 0}, {"calibration_images": 0}])
-def test_an_evaluation_has_images(change: dict[str, int]) -> None:
+@pytest.mark.parametrize(("images", "calibration"), [(0, 1), (1, 0)])
+def test_an_evaluation_has_images(images: int, calibration: int) -> None:
     with pytest.raises(ValueError, match="images"):
-        dataclasses.replace(SETTING, **change)
+        EvaluationSetting("w", "d", "test", images, calibration)
 
 
 def test_a_store_of_the_first_schema_gets_the_table(tmp_path: Path) -> None:

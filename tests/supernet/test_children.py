@@ -13,10 +13,10 @@ from bignas.device_db.errors import (
 )
 from bignas.device_db.store import Store
 from bignas.supernet import children
-from bignas.supernet.accuracy_fit import draw_children
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.children import ChildEvaluator
 from bignas.supernet.data import ImageData
+from bignas.supernet.drawing import draw_children
 from bignas.supernet.evaluate import evaluate_architectures
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import SearchSpace
