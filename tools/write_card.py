@@ -86,8 +86,8 @@ def introduction(name: str, checkpoint: Checkpoint, digest: str) -> str:
     return (
         f"A supernet of the space `{space.name}`: {space.size():,} children between"
         f" {space.macs(small) / 1e6:.2f} and {space.macs(big) / 1e6:.2f} million"
-        f" multiply-accumulates, {space.params(small):,} and {space.params(big):,} parameters, which"
-        f" all work without training of their own. `bignas search {name} --data DATA --budget TIME"
+        f" multiply-accumulates ({space.params(small):,} and {space.params(big):,} parameters)."
+        f" All work without training of their own. `bignas search {name} --data DATA --budget TIME"
         f" --out RUN` takes it by name. SHA-256 of the file: `{digest}`."
     )
 
