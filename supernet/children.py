@@ -81,7 +81,9 @@ class ChildEvaluator:
         processes: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[float]:
-        """Accuracies of `archs`, in their order; `progress` is told (done, total) of them.
+        """Accuracies of `archs`, in their order.
+
+        `progress` is told (done, total) of those that the store does not know.
 
         One process is this one. Raises ArchitectureError for an architecture outside the space,
         before anything is evaluated, and MeasurementError when a process dies.
@@ -90,14 +92,12 @@ class ChildEvaluator:
             self._checkpoint.space.check(arch)
         known = self.known()
         missing = [arch for arch in dict.fromkeys(archs) if arch.key not in known]
-        done = len(archs) - len(missing)
         with contextlib.closing(self._evaluated(missing, processes)) as results:
-            for arch, count in results:
+            for done, (arch, count) in enumerate(results, 1):
                 self._store.add_accuracies(self.setting, {arch.key: count})
                 known[arch.key] = count / self.setting.images
-                done += 1
                 if progress is not None:
-                    progress(done, len(archs))
+                    progress(done, len(missing))
         return [known[arch.key] for arch in archs]
 
     def _evaluated(

@@ -104,7 +104,7 @@ def test_an_interrupted_run_keeps_what_was_evaluated(
     assert evaluator.known().keys() == {arch.key for arch in archs[:2]}
     steps: list[tuple[int, int]] = []
     evaluator.evaluate(archs, progress=lambda *step: steps.append(step))
-    assert steps == [(3, 4), (4, 4)]
+    assert steps == [(1, 2), (2, 2)]
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_evaluated(
