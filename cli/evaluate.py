@@ -46,14 +46,13 @@ def evaluate(
     Batch norm is recalibrated for each of them, nothing is retrained.
     """
     from bignas.cli.inputs import read_architectures
-    from bignas.search.deliver import align_data
     from bignas.supernet.checkpoint import load_checkpoint
     from bignas.supernet.data import load_data
     from bignas.supernet.evaluate import evaluate_architectures
 
     network, content = load_checkpoint(checkpoint)
     chosen = read_architectures(architectures, network.space, seed)
-    data = align_data(content, load_data(data_name))
+    data = content.align(load_data(data_name))
     results = []
     with Bars() as bars:
         step = count_step("evaluating")

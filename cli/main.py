@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "predict": "bignas.cli.predict:predict",
     "train": "bignas.cli.train:train",
     "evaluate": "bignas.cli.evaluate:evaluate",
+    "accuracy": "bignas.cli.accuracy:accuracy",
     "search": "bignas.cli.search:search",
     "report": "bignas.cli.report:report",
     "compile": "bignas.cli.compile:compile_",

@@ -145,9 +145,9 @@ def interval_text(interval_ms: Sequence[float] | None) -> str:
     return "-" if interval_ms is None else f"{interval_ms[0]:.4g} to {interval_ms[1]:.4g} ms"
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | None, digits: int = 1) -> str:
     """Return a share from 0 to 1 for people."""
-    return "-" if share is None or not math.isfinite(share) else f"{100 * share:.1f}%"
+    return "-" if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f}%"
 
 
 def architecture_text(architecture: "Architecture") -> str:

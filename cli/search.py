@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs: help takes no seconds
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,15 @@ __all__ = ["result_parts", "search"]
 @click.option(
     "--evaluations",
     type=click.IntRange(min=1),
-    default=150,
-    show_default=True,
+    show_default="150, or 32 that an accuracy predictor chooses",
     help="Architectures whose accuracy is evaluated.",
+)
+@click.option(
+    "--accuracy-predictor/--no-accuracy-predictor",
+    "with_accuracy",
+    default=True,
+    show_default=True,
+    help="Let predicted accuracies choose what is evaluated, where `bignas accuracy fit` was run.",
 )
 @click.option(
     "--finalists",
@@ -99,7 +106,7 @@ __all__ = ["result_parts", "search"]
     type=click.IntRange(min=1),
     default=2000,
     show_default=True,
-    help="Images that accuracy is evaluated on, at most.",
+    help="Images that accuracy is evaluated on, at most; all, where predictions choose.",
 )
 @seed_option
 @reporting
@@ -118,7 +125,8 @@ def search(
     objective: str,
     out: Path,
     strategy: str,
-    evaluations: int,
+    evaluations: int | None,
+    with_accuracy: bool,
     finalists: int,
     validation_images: int,
     seed: int,
@@ -145,8 +153,14 @@ def search(
     from bignas.search.many import run_searches
     from bignas.search.pipeline import SearchProgress, run_search
     from bignas.search.requirements import Site
-    from bignas.search.result import Objective, SearchConfig
+    from bignas.search.result import (
+        EVALUATIONS,
+        PRESELECTED_EVALUATIONS,
+        Objective,
+        SearchConfig,
+    )
     from bignas.search.strategy import create_strategy
+    from bignas.supernet.accuracy_files import accuracy_path, find_accuracy_predictor
     from bignas.supernet.checkpoint import load_checkpoint
     from bignas.supernet.data import load_data
 
@@ -154,7 +168,7 @@ def search(
     config = SearchConfig(
         budget_ms=next(iter(budgets.values())).budget_ms,
         strategy=strategy,
-        evaluations=evaluations,
+        evaluations=evaluations or EVALUATIONS,
         finalists=finalists,
         seed=seed,
         validation_images=validation_images,
@@ -178,19 +192,26 @@ def search(
             for device in found
         ]
         data = load_data(data_name)
+        accuracy = None
+        if with_accuracy:
+            accuracy = find_accuracy_predictor(checkpoint, content, data.digest)
+            if accuracy is None and accuracy_path(checkpoint).exists():
+                output.note(f"{accuracy_path(checkpoint)} is about other weights or data: not used")
+        if accuracy is not None and evaluations is None:
+            config = replace(config, evaluations=PRESELECTED_EVALUATIONS)
 
         def report(progress: SearchProgress) -> None:
             bars(search_step(progress))
 
         if each:
-            many = run_searches(network, content, data, store, sites, config, out, report)
+            many = run_searches(network, content, data, store, sites, config, out, report, accuracy)
             document = many.to_dict()
             parts = cross_parts(document)
         else:
             first, *others = sites
             result = run_search(
                 network, content, data, first.device, store, first.cache, first.predictor,
-                config, out, report, others,
+                config, out, report, others, accuracy,
             )  # fmt: skip
             document = result.to_dict()
             parts = result_parts(document, out)

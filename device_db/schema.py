@@ -11,7 +11,15 @@ Migrations (migrations/versions/) bring an older file to this state; a test comp
 
 import sqlalchemy as sql
 
-__all__ = ["DEVICES", "MEASUREMENTS", "METADATA", "PROVENANCES", "VERSION_TABLE", "WORKLOADS"]
+__all__ = [
+    "ACCURACIES",
+    "DEVICES",
+    "MEASUREMENTS",
+    "METADATA",
+    "PROVENANCES",
+    "VERSION_TABLE",
+    "WORKLOADS",
+]
 
 VERSION_TABLE = "bignas_schema_version"
 
@@ -69,4 +77,20 @@ MEASUREMENTS = sql.Table(
     sql.Column("session", sql.String(200), nullable=False),
     sql.CheckConstraint("(error IS NULL) <> (length(samples_ns) = 0)", name="samples_or_error"),
     sql.Index("ix_measurements_look_up", "device_id", "subject", "space"),
+)
+
+ACCURACIES = sql.Table(
+    "accuracies",
+    METADATA,
+    sql.Column("id", sql.Integer, primary_key=True),
+    sql.Column("digest", sql.String(32), nullable=False, unique=True),  # of all but `correct`
+    sql.Column("weights", sql.String(64), nullable=False),
+    sql.Column("data", sql.String(64), nullable=False),
+    sql.Column("split", sql.String(20), nullable=False),
+    sql.Column("images", sql.Integer, nullable=False),
+    sql.Column("calibration_images", sql.Integer, nullable=False),
+    sql.Column("architecture", sql.Text, nullable=False),
+    sql.Column("correct", sql.Integer, nullable=False),
+    sql.CheckConstraint("correct >= 0 AND correct <= images", name="correct_of_images"),
+    sql.Index("ix_accuracies_look_up", "weights", "data"),
 )

@@ -1,4 +1,4 @@
-"""The one place where devices and measurements are kept: an SQL database.
+"""The one place where devices, measurements and accuracies are kept: an SQL database.
 
 - Only measured latencies are kept. Emulated runs prove numerics and predictions are derived; either
   one among the measurements would pass for evidence.
@@ -15,6 +15,11 @@ from typing import Any, Self
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
+from bignas.device_db.accuracies import (
+    EvaluationSetting,
+    find_accuracies,
+    insert_accuracies,
+)
 from bignas.device_db.database import URL_VARIABLE, Database
 from bignas.device_db.errors import (
     MeasurementError,
@@ -203,6 +208,18 @@ class Store:
         with self._database.reading() as connection:
             decoder = MeasurementDecoder()
             return [decoder.measurement(row) for row in connection.execute(query).all()]
+
+    # Accuracies
+
+    def accuracies(self, setting: EvaluationSetting) -> dict[str, int]:
+        """Return how many images each child classified correctly, by `Architecture.key`."""
+        with self._database.reading() as connection:
+            return find_accuracies(connection, setting)
+
+    def add_accuracies(self, setting: EvaluationSetting, correct: Mapping[str, int]) -> None:
+        """Add what `accuracies` returns; what is known already stays as it is."""
+        with self._database.writing() as connection:
+            insert_accuracies(connection, setting, correct)
 
     def check_integrity(self) -> list[str]:
         """Return what is wrong with the store, one line each; an empty list means it is sound.

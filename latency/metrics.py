@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+
+from bignas.supernet.ranking import spearman
 
 __all__ = ["Values", "coverage", "mape", "spearman", "within"]
 
@@ -23,14 +24,6 @@ def mape(predicted: Values, measured: Values) -> float:
 def within(predicted: Values, measured: Values, tolerance: float) -> float:
     """Share of predictions no further than `tolerance` (0.1 is 10%) from the measured value."""
     return float((_relative_errors(predicted, measured) <= tolerance).mean())
-
-
-def spearman(predicted: Values, measured: Values) -> float:
-    """Rank correlation; NaN when one side is constant or there are fewer than two values."""
-    first, second = _paired(predicted, measured)
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(spearmanr(first, second).statistic)
 
 
 def coverage(low: Values, high: Values, measured: Values) -> float:

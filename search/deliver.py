@@ -6,7 +6,6 @@ table of a device that cannot be measured here lacks (another processor family, 
 gets the best guess.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -43,19 +42,9 @@ from bignas.supernet.evaluate import extract_calibrated
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import Architecture, SearchSpace
 
-__all__ = ["align_data", "deliver_child", "deliver_onnx", "predicted_latency"]
+__all__ = ["deliver_child", "deliver_onnx", "predicted_latency"]
 
 COPIES = 2  # of what a run needs, while it is compiled: ONNX Runtime answers beside our kernels
-
-
-def align_data(checkpoint: Checkpoint, data: ImageData) -> ImageData:
-    """Return data normalised as the checkpoint's weights expect it.
-
-    Raises:
-        CheckpointError: the supernet was trained for other classes.
-    """
-    checkpoint.check_data(data)
-    return dataclasses.replace(data, mean=checkpoint.mean, std=checkpoint.std)
 
 
 def predicted_latency(predictor: LatencyPredictor, architecture: Architecture) -> Latency:
@@ -89,7 +78,7 @@ def deliver_child(
         ToolchainError, MeasurementError: kernels cannot be built or tuned on this machine.
     """
     require_writable(out)
-    data = align_data(checkpoint, data)
+    data = checkpoint.align(data)
     space = network.space
     child = extract_calibrated(network, architecture, data)
     size = architecture.resolution

@@ -17,6 +17,7 @@ from bignas.latency.tuning import ensure_networks_tuned
 from bignas.search.pipeline import Report, run_search
 from bignas.search.requirements import Requirements, Site
 from bignas.search.result import FORMAT_VERSION, SearchConfig, SearchResult
+from bignas.supernet.accuracy import AccuracyPredictor
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData
 from bignas.supernet.network import Supernet
@@ -68,6 +69,7 @@ def run_searches(
     config: SearchConfig,
     out: Path,
     progress: Report | None = None,
+    accuracy: AccuracyPredictor | None = None,
 ) -> ManyResult:
     """Search for each device in a folder of its own below `out`, then measure all winners on all.
 
@@ -84,6 +86,7 @@ def run_searches(
         run_search(
             network, checkpoint, data, site.device, store, site.cache, site.predictor,
             dataclasses.replace(config, budget_ms=site.budget_ms), out / site.device.name, progress,
+            accuracy=accuracy,
         )
         for site in sites
     )  # fmt: skip

@@ -1,7 +1,9 @@
 """The whole search: budgets in, a bundle that keeps them out, everything measured on the way kept.
 
 1. explore     a strategy suggests architectures; the predictor rejects what breaks a limit for
-               nothing, the others are evaluated as they are, on validation images
+               nothing, the others are evaluated as they are, on validation images; with an
+               accuracy predictor the strategy is told predictions, and only what looks best is
+               evaluated
 2. finalists   the best ones and the Pareto front are compiled and measured, interleaved
 3. deliver     the most accurate finalist that keeps all budgets becomes a bundle; its own binary is
                verified and measured again, and the next finalist takes its place if it fails; when
@@ -24,7 +26,12 @@ from bignas.compile.codegen import code_hash
 from bignas.compile.manifest import Latency
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workloads
-from bignas.device_db.errors import InfeasibleBudgetError, MeasurementError, VerificationError
+from bignas.device_db.errors import (
+    InfeasibleBudgetError,
+    InputError,
+    MeasurementError,
+    VerificationError,
+)
 from bignas.device_db.files import require_writable, write_atomically
 from bignas.device_db.records import Device, Measurement
 from bignas.device_db.store import Store
@@ -35,13 +42,15 @@ from bignas.latency.remote_bundle import BundleRunner, verify_on
 from bignas.latency.subnets import measure_subnets, typical_weights_bytes
 from bignas.latency.tuning import ensure_networks_tuned
 from bignas.search.anatomy import anatomy
-from bignas.search.deliver import align_data, deliver_child
+from bignas.search.deliver import deliver_child
 from bignas.search.pareto import pareto_front
+from bignas.search.preselect import preselect
 from bignas.search.requirements import Requirements, Site
 from bignas.search.resources import delivered
 from bignas.search.result import (
     BUNDLE,
     RESULT,
+    AccuracyUse,
     Candidate,
     LatencyAt,
     Objective,
@@ -51,15 +60,18 @@ from bignas.search.result import (
 from bignas.search.strategy import create_strategy
 from bignas.search.trial import Trial
 from bignas.search.trial_log import TrialLog
+from bignas.supernet.accuracy import AccuracyPredictor
 from bignas.supernet.checkpoint import Checkpoint
-from bignas.supernet.data import ImageData, preprocess
-from bignas.supernet.evaluate import evaluate, extract_calibrated, predict
+from bignas.supernet.children import ChildEvaluator
+from bignas.supernet.data import ImageData, SplitName, preprocess
+from bignas.supernet.evaluate import extract_calibrated, predict
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import Architecture, SearchSpace
 
 __all__ = ["SearchProgress", "run_search"]
 
 BATCH = 16
+PRESELECTED_BATCH = 8  # evaluated before they are logged, where predictions chose them
 CALIBRATION_IMAGES = 512  # while exploring; finalists get the whole calibration split
 SUGGESTIONS_PER_EVALUATION = 60  # bound on how long a strategy may look for feasible architectures
 FRONT_MEMBERS = 8
@@ -93,25 +105,28 @@ def run_search(
     out: Path,
     progress: Report | None = None,
     others: Sequence[Site] = (),
+    accuracy: AccuracyPredictor | None = None,
 ) -> SearchResult:
     """Find the most accurate architecture that keeps all limits, deliver and prove its binary.
 
     `config.budget_ms` is the budget on `device`; `others` are devices on which the architecture has
-    to keep a budget too. Goes on where an interrupted search in `out` stopped.
+    to keep a budget too. `accuracy` chooses what is evaluated. Goes on where an interrupted search
+    in `out` stopped.
 
     Raises:
         InfeasibleBudgetError: no architecture keeps all limits; the nearest one is named.
-        InputError: an unknown or faulty strategy, or a folder with another search in it.
+        InputError: an unknown or faulty strategy, a folder with another search in it, or an
+            accuracy predictor of other weights or data.
         CheckpointError, OutputError, MeasurementError, ToolchainError, VerificationError.
     """
     sites = (Site(device, cache, predictor, config.budget_ms), *others)
     search = _Search(
-        network, align_data(checkpoint, data), store, sites, config, out,
-        progress or (lambda _: None),
+        network, checkpoint, checkpoint.align(data), store, sites, config, out,
+        progress or (lambda _: None), accuracy,
     )  # fmt: skip
     require_writable(out / RESULT)
     search.requirements.require_feasible(config.seed)
-    trials = search.explore(_question(network.space, checkpoint, sites, config))
+    trials = search.explore(_question(network.space, checkpoint, sites, config, accuracy))
     result = search.finish(checkpoint, trials)
     text = json.dumps(result.to_dict(), indent=1) + "\n"
     write_atomically(out / RESULT, text.encode())
@@ -119,7 +134,11 @@ def run_search(
 
 
 def _question(
-    space: SearchSpace, checkpoint: Checkpoint, sites: Sequence[Site], config: SearchConfig
+    space: SearchSpace,
+    checkpoint: Checkpoint,
+    sites: Sequence[Site],
+    config: SearchConfig,
+    accuracy: AccuracyPredictor | None,
 ) -> dict[str, Any]:
     return {
         **dataclasses.asdict(config),
@@ -128,6 +147,7 @@ def _question(
         "step": checkpoint.step,
         "devices": {site.device.name: site.budget_ms for site in sites},
         "code_hash": code_hash(),
+        "accuracy_predictor": None if accuracy is None else accuracy.digest,
     }
 
 
@@ -137,12 +157,14 @@ class _Search:
     def __init__(
         self,
         network: Supernet,
+        checkpoint: Checkpoint,
         data: ImageData,
         store: Store,
         sites: Sequence[Site],
         config: SearchConfig,
         out: Path,
         report: Report,
+        accuracy: AccuracyPredictor | None = None,
     ) -> None:
         self.network = network
         self.space = network.space
@@ -156,12 +178,21 @@ class _Search:
         self.config = config
         self.out = out
         self.report = report
+        self.accuracy = _fitting(accuracy, checkpoint, data)
+        self.final = ChildEvaluator(checkpoint, data, store)
+        self.exploring = self.final if accuracy is not None else ChildEvaluator(
+            checkpoint, data, store, SplitName.VALIDATION, config.validation_images,
+            CALIBRATION_IMAGES,
+        )  # fmt: skip
+        self.predicted = 0  # accuracies, to choose what is evaluated
 
     # --- exploring --------------------------------------------------------------------------------
 
     def explore(self, question: dict[str, Any]) -> list[Trial]:
         """Let the strategy look around; return all trials."""
         log = TrialLog(self.out, question)
+        if self.accuracy is not None:
+            return self._explore_preselected(log, self.accuracy)
         strategy = create_strategy(self.config.strategy, self.space, self.config.seed)
         trials: list[Trial] = []
         for batch in log.read():
@@ -180,23 +211,55 @@ class _Search:
             self._report_exploring(trials, start, before)
         return trials
 
+    def _explore_preselected(self, log: TrialLog, accuracy: AccuracyPredictor) -> list[Trial]:
+        """Let the strategy look around by prediction; evaluate what it finds best."""
+
+        def judge(suggestions: Sequence[Architecture]) -> list[Trial]:
+            tops = accuracy.predict(suggestions).tolist()
+            return [
+                Trial(architecture, latency_ms, load, top1 if load <= 1 else None)
+                for (architecture, latency_ms, load), top1 in zip(
+                    self._priced(suggestions), tops, strict=True
+                )
+            ]
+
+        config = self.config
+        self.report(SearchProgress("predict", 0, 1, 0.0, ""))
+        strategy = create_strategy(config.strategy, self.space, config.seed)
+        front = config.objective is Objective.ACCURACY_AND_LATENCY
+        found = preselect(strategy, judge, config.evaluations, front=front)
+        self.report(SearchProgress("predict", 1, 1, 0.0, ""))
+        self.predicted = found.predicted
+        trials = [one for batch in log.read() for one in batch]
+        start, before = time.monotonic(), _evaluated(trials)
+        known = {one.architecture for one in trials}
+        waiting = [one for one in found.chosen if one not in known]
+        waiting = waiting[: config.evaluations - before]
+        for first in range(0, len(waiting), PRESELECTED_BATCH):
+            chosen = waiting[first : first + PRESELECTED_BATCH]
+            batch = self._evaluate_batch(chosen, _evaluated(trials))
+            log.append(batch)
+            trials += batch
+            self._report_exploring(trials, start, before)
+        return trials
+
     def _evaluate_batch(self, suggestions: Sequence[Architecture], done: int) -> list[Trial]:
-        latencies_ms = self.sites[0].predictor.predict(suggestions).latency_ms
-        loads = self.requirements.loads(suggestions)
-        small = dataclasses.replace(
-            self.data,
-            calibration=_first(self.data, "calibration", CALIBRATION_IMAGES),
-            validation=_first(self.data, "validation", self.config.validation_images),
-        )
-        batch: list[Trial] = []
-        for architecture, latency_ms, load in zip(suggestions, latencies_ms, loads, strict=True):
-            top1 = None
-            if load <= 1 and done < self.config.evaluations:
-                child = extract_calibrated(self.network, architecture, small)
-                top1 = evaluate(child, small.validation, small.mean, small.std)
-                done += 1
-            batch.append(Trial(architecture, float(latency_ms), float(load), top1))
-        return batch
+        priced = self._priced(suggestions)
+        keeping = [architecture for architecture, _, load in priced if load <= 1]
+        chosen = keeping[: max(0, self.config.evaluations - done)]
+        top1 = dict(zip(chosen, self.exploring.evaluate(chosen), strict=True))
+        return [
+            Trial(architecture, latency_ms, load, top1.get(architecture))
+            for architecture, latency_ms, load in priced
+        ]
+
+    def _priced(
+        self, architectures: Sequence[Architecture]
+    ) -> list[tuple[Architecture, float, float]]:
+        """Architectures with their predicted latency in ms and their load."""
+        latencies_ms = self.sites[0].predictor.predict(architectures).latency_ms
+        loads = self.requirements.loads(architectures)
+        return list(zip(architectures, latencies_ms.tolist(), loads.tolist(), strict=True))
 
     def _report_exploring(self, trials: Sequence[Trial], start: float, before: int) -> None:
         done, total = _evaluated(trials), self.config.evaluations
@@ -253,8 +316,7 @@ class _Search:
             if not all(here[number].ok for here in records):
                 continue
             self.report(SearchProgress("finalists", number, len(architectures), 0.0, ""))
-            child = extract_calibrated(self.network, architecture, self.data)
-            top1 = evaluate(child, self.data.validation, self.data.mean, self.data.std)
+            (top1,) = self.final.evaluate([architecture])
             measured_ms = [here[number].p50_ns / 1e6 for here in records]
             candidates.append(self._candidate(architecture, top1, measured_ms))
         return candidates
@@ -300,7 +362,10 @@ class _Search:
                 )
             )
         macs, params = self.space.macs(architecture), self.space.params(architecture)
-        return Candidate(architecture, top1, macs, params, tuple(latencies))
+        predicted_top1 = None
+        if self.accuracy is not None:
+            predicted_top1 = float(self.accuracy.predict([architecture])[0])
+        return Candidate(architecture, top1, macs, params, tuple(latencies), predicted_top1)
 
     # --- delivering -------------------------------------------------------------------------------
 
@@ -369,6 +434,9 @@ class _Search:
             binary_agreement=agreement,
             evaluated=_evaluated(trials),
             suggested=len(trials),
+            accuracy=None
+            if self.accuracy is None
+            else AccuracyUse(self.predicted, self.accuracy.error),
         )
 
     def _prove(
@@ -414,6 +482,10 @@ def _evaluated(trials: Sequence[Trial]) -> int:
     return sum(1 for one in trials if one.top1 is not None)
 
 
-def _first(data: ImageData, split: str, count: int) -> Any:
-    chosen = data.split(split)
-    return chosen.take(np.arange(min(count, len(chosen))))
+def _fitting(
+    accuracy: AccuracyPredictor | None, checkpoint: Checkpoint, data: ImageData
+) -> AccuracyPredictor | None:
+    """Return the predictor; InputError when it is about other weights or data."""
+    if accuracy is not None and not accuracy.matches(checkpoint.digest, data.digest):
+        raise InputError("the accuracy predictor is about other weights or data")
+    return accuracy

@@ -1,5 +1,6 @@
 """What a search found, as values and as the content of result.json."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -8,12 +9,16 @@ from bignas.device_db.errors import InputError
 from bignas.search.anatomy import KernelShare
 from bignas.search.constraint import LatencyBudget, Limits
 from bignas.search.strategy import DEFAULT_STRATEGY
+from bignas.supernet.accuracy import AccuracyError
 from bignas.supernet.space import Architecture
 
 __all__ = [
     "BUNDLE",
+    "EVALUATIONS",
     "FORMAT_VERSION",
+    "PRESELECTED_EVALUATIONS",
     "RESULT",
+    "AccuracyUse",
     "Candidate",
     "LatencyAt",
     "Objective",
@@ -26,6 +31,9 @@ FORMAT_VERSION = 2
 
 BUNDLE = "bundle"
 RESULT = "result.json"
+
+EVALUATIONS = 150  # unless said
+PRESELECTED_EVALUATIONS = 32  # unless said, where an accuracy predictor chooses them
 
 
 class Objective(StrEnum):
@@ -41,7 +49,7 @@ class SearchConfig:
 
     budget_ms: float
     strategy: str = DEFAULT_STRATEGY
-    evaluations: int = 150  # architectures whose accuracy is measured while exploring
+    evaluations: int = EVALUATIONS  # architectures whose accuracy is measured while exploring
     finalists: int = 5  # that are compiled and measured, beside the front
     seed: int = 0
     validation_images: int = 2000  # while exploring; finalists are evaluated on all
@@ -84,6 +92,7 @@ class Candidate:
     macs: int
     params: int
     latencies: tuple[LatencyAt, ...]
+    predicted_top1: float | None = None  # where there is an accuracy predictor
 
     @property
     def kept(self) -> bool:
@@ -101,6 +110,7 @@ class Candidate:
         return {
             "arch": self.architecture.to_dict(),
             "top1": self.top1,
+            "predicted_top1": self.predicted_top1,
             "macs": self.macs,
             "params": self.params,
             "predicted_ms": first.predicted_ms,
@@ -108,6 +118,23 @@ class Candidate:
             "measured_ms": first.measured_ms,
             "probability": first.probability,
             "devices": [asdict(one) for one in self.latencies],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyUse:
+    """How many accuracies were predicted to choose what is evaluated, and the predictor's error."""
+
+    predicted: int
+    error: AccuracyError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        rank = self.error.spearman
+        return {
+            "predicted": self.predicted,
+            **asdict(self.error),
+            "spearman": rank if math.isfinite(rank) else None,
         }
 
 
@@ -130,6 +157,7 @@ class SearchResult:
     binary_agreement: float
     evaluated: int
     suggested: int
+    accuracy: AccuracyUse | None = None  # of the accuracy predictor, if there was one
 
     @property
     def device(self) -> str:
@@ -162,12 +190,14 @@ class SearchResult:
             "seed": self.config.seed,
             "evaluated": self.evaluated,
             "suggested": self.suggested,
+            "accuracy_predictor": None if self.accuracy is None else self.accuracy.to_dict(),
             "kinds": {
                 "predicted_ms": "predicted",
                 "interval_ms": "predicted",
                 "probability": "predicted",
                 "measured_ms": "measured",
                 "top1": "measured on validation images",
+                "predicted_top1": "predicted",
                 "test_top1": "measured on test images with the binary",
             },
         }

@@ -5,6 +5,9 @@ Format 1: tensors by the names of `Supernet.state_dict`, float32; the header's m
 Equal checkpoints have equal bytes. Nothing is ever unpickled.
 """
 
+import dataclasses
+import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +34,7 @@ __all__ = [
     "read_tensors",
     "save_checkpoint",
     "shipped_checkpoints",
+    "shipped_folder",
     "write_tensors",
 ]
 
@@ -79,6 +83,21 @@ class Checkpoint:
                 raise CheckpointError(f"weight {name} holds values that are not finite")
         network.load_state_dict(dict(self.weights))
         return network.requires_grad_(False)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hash of all that decides what its children answer: space, normalisation and weights."""
+        digest = hashlib.sha256(self.space.digest.encode())
+        digest.update(json.dumps([self.mean, self.std]).encode())
+        for name in sorted(self.weights):
+            digest.update(f"{name} {tuple(self.weights[name].shape)}".encode())
+            digest.update(self.weights[name].detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def align(self, data: ImageData) -> ImageData:
+        """Return data normalised as these weights expect it; CheckpointError as `check_data`."""
+        self.check_data(data)
+        return dataclasses.replace(data, mean=self.mean, std=self.std)
 
     def check_data(self, data: ImageData) -> None:
         """Raise CheckpointError unless `data` has the classes this supernet was trained for."""
@@ -129,7 +148,7 @@ def load_checkpoint(name_or_path: str | Path) -> tuple[Supernet, Checkpoint]:
     """Load a shipped supernet by name, or a checkpoint file. Raises CheckpointError."""
     known = shipped_checkpoints()
     if name_or_path in known:
-        with resources.as_file(_folder() / f"{name_or_path}{_SUFFIX}") as path:
+        with resources.as_file(shipped_folder() / f"{name_or_path}{_SUFFIX}") as path:
             checkpoint = read_checkpoint(path)
     else:
         checkpoint = read_checkpoint(Path(name_or_path))
@@ -141,11 +160,16 @@ def load_checkpoint(name_or_path: str | Path) -> tuple[Supernet, Checkpoint]:
 
 def shipped_checkpoints() -> tuple[str, ...]:
     """Names of the supernets that ship with the package, sorted."""
-    folder = _folder()
+    folder = shipped_folder()
     if not folder.is_dir():
         return ()
     names = (entry.name for entry in folder.iterdir())
     return tuple(sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX)))
+
+
+def shipped_folder() -> Traversable:
+    """The folder of the shipped supernets and what belongs to them; it may not exist."""
+    return resources.files("bignas.supernet") / "shipped"
 
 
 def write_tensors(
@@ -189,7 +213,3 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
 def _known() -> str:
     names = shipped_checkpoints()
     return f": give a file or one of {', '.join(names)}" if names else ": give a file"
-
-
-def _folder() -> Traversable:
-    return resources.files("bignas.supernet") / "shipped"

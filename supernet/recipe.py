@@ -222,7 +222,12 @@ def augment(
 
 
 def draw_architectures(config: TrainConfig, space: SearchSpace, step: int) -> list[Architecture]:
-    """The children of `step`; with the sandwich rule the biggest is first, the smallest second."""
+    """The children of `step`; with the sandwich rule the biggest is first, the smallest second.
+
+    Where the space holds a single architecture it is the only child: it is trained alone.
+    """
+    if space.size() == 1:
+        return [space.biggest()]
     rng = generator(config, Purpose.ARCHITECTURES, step)
     if not config.sandwich:
         return [space.sample(rng) for _ in range(config.random_children + 2)]

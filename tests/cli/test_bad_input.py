@@ -29,6 +29,8 @@ WITH_CHECKPOINT: list[Arguments] = [
     ("evaluate", "{}", "--arch", "biggest", "--data", "digits"),
     ("search", "{}", "--data", "digits", "--budget", "1ms", "--out", "made"),
     ("compile", "{}", "--arch", "biggest", "--data", "digits", "--out", "made"),
+    ("accuracy", "fit", "{}", "--data", "digits", "--out", "made.json"),
+    ("accuracy", "evaluate", "{}", "--data", "digits"),
 ]
 WITH_BUNDLE: list[Arguments] = [
     ("verify", "{}"),

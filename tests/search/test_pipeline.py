@@ -11,6 +11,7 @@ import torch
 from bignas.compile.bundle import Bundle, verify
 from bignas.compile.codegen import code_hash
 from bignas.compile.objects import ObjectCache
+from bignas.device_db.accuracies import EvaluationSetting
 from bignas.device_db.errors import CheckpointError, InfeasibleBudgetError, InputError
 from bignas.device_db.probe import probe_local
 from bignas.device_db.store import Store
@@ -25,8 +26,11 @@ from bignas.search.requirements import Site
 from bignas.search.result import SearchConfig
 from bignas.search.strategy import BUILT_IN
 from bignas.search.trial import Trial
+from bignas.search.trial_log import TrialLog
+from bignas.supernet.accuracy import AccuracyPredictor
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData, load_data
+from bignas.supernet.drawing import draw_children
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import SearchSpace
 from tests.search.synthetic import make_space
@@ -63,22 +67,28 @@ def _predictor(space: SearchSpace) -> LatencyPredictor:
 
 
 def _explore(
-    out: Path, space: SearchSpace, data: ImageData, config: SearchConfig, stop_after: int = 10**9
+    out: Path,
+    space: SearchSpace,
+    data: ImageData,
+    config: SearchConfig,
+    stop_after: int = 10**9,
+    accuracy: AccuracyPredictor | None = None,
 ) -> list[Trial]:
     """Explore only; `stop_after` batches the user presses Ctrl-C."""
     seen = 0
 
-    def interrupt(_: SearchProgress) -> None:
+    def interrupt(progress: SearchProgress) -> None:
         nonlocal seen
-        seen += 1
+        seen += progress.phase == "explore"
         if seen == stop_after:
             raise KeyboardInterrupt
 
     with Store.open() as store:
         device = store.device("local")
         site = Site(device, ObjectCache(device.target), _predictor(space), config.budget_ms)
+        checkpoint = _checkpoint(space, data)
         search = pipeline._Search(
-            Supernet(space, seed=0), data, store, [site], config, out, interrupt
+            checkpoint.network(), checkpoint, data, store, [site], config, out, interrupt, accuracy
         )
         search.requirements.require_feasible(config.seed)
         return search.explore({"config": repr(config)})
@@ -110,6 +120,58 @@ def test_an_interrupted_search_continues_as_if_nothing_had_happened(
     with pytest.raises(KeyboardInterrupt):
         _explore(tmp_path / "parts", space, data, config, stop_after=2)
     assert _explore(tmp_path / "parts", space, data, config) == whole
+
+
+def _accuracy(space: SearchSpace, data: ImageData) -> AccuracyPredictor:
+    """Fitted to a made-up accuracy, which prefers big children at low resolution."""
+    checkpoint = _checkpoint(space, data)
+    setting = EvaluationSetting(checkpoint.digest, data.digest, "validation", 100, 50)
+    ends = np.log([space.macs(space.smallest()), space.macs(space.biggest())])
+    children = {
+        arch: round(0.3 + 0.5 * (np.log(space.macs(arch)) - ends[0]) / np.ptp(ends), 2)
+        - (0.2 if arch.resolution == space.resolutions[-1] else 0.0)
+        for arch in draw_children(space, 40, seed=0)
+    }
+    return AccuracyPredictor.fit(space, setting, children)
+
+
+def test_predictions_choose_what_is_evaluated(tmp_path: Path, data: ImageData) -> None:
+    space = _space()
+    accuracy = _accuracy(space, data)
+    config = SearchConfig(_middle_budget_ms(space), evaluations=8)
+    trials = _explore(tmp_path / "a", space, data, config, accuracy=accuracy)
+    assert len(trials) == config.evaluations
+    predicted = accuracy.predict([one.architecture for one in trials])
+    assert [one.top1 for one in trials] != predicted.tolist()
+    assert all(one.feasible and one.top1 is not None for one in trials)
+    rng = np.random.default_rng(0)
+    others = [space.sample(rng) for _ in range(200)]
+    prices = _predictor(space).predict(others).latency_ms
+    rivals = [one for one, ms in zip(others, prices, strict=True) if ms <= config.budget_ms * 0.8]
+    assert predicted.max() >= accuracy.predict(rivals).max()
+    assert np.median(predicted) > np.median(accuracy.predict(rivals))
+    assert _explore(tmp_path / "b", space, data, config, accuracy=accuracy) == trials
+
+
+def test_an_interrupted_search_with_predictions_continues(tmp_path: Path, data: ImageData) -> None:
+    space = _space()
+    accuracy = _accuracy(space, data)
+    config = SearchConfig(_middle_budget_ms(space), evaluations=12)
+    whole = _explore(tmp_path / "whole", space, data, config, accuracy=accuracy)
+    with pytest.raises(KeyboardInterrupt):
+        _explore(tmp_path / "parts", space, data, config, stop_after=1, accuracy=accuracy)
+    assert 0 < sum(map(len, TrialLog(tmp_path / "parts", {"config": repr(config)}).read())) < 12
+    assert _explore(tmp_path / "parts", space, data, config, accuracy=accuracy) == whole
+
+
+def test_a_predictor_of_other_weights_is_refused(tmp_path: Path, data: ImageData) -> None:
+    space = _space()
+    accuracy = _accuracy(space, data)
+    other = dataclasses.replace(
+        accuracy, setting=dataclasses.replace(accuracy.setting, weights="other")
+    )
+    with pytest.raises(InputError, match="other weights"):
+        _explore(tmp_path, space, data, SearchConfig(1.0), accuracy=other)
 
 
 def test_only_architectures_that_keep_the_budget_are_evaluated(

@@ -48,6 +48,11 @@ def test_the_rate_rises_falls_and_is_held(
             assert rates[-1] == pytest.approx(0.4 * config.final_rate)
 
 
+def test_an_architecture_that_is_alone_is_trained_once_a_step(tiny_space: SearchSpace) -> None:
+    arch = tiny_space.middle()
+    assert draw_architectures(TrainConfig(), tiny_space.only(arch), 3) == [arch]
+
+
 def test_sandwich(tiny_space: SearchSpace) -> None:
     config = TrainConfig(random_children=3)
     drawn = draw_architectures(config, tiny_space, 5)

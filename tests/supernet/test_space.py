@@ -137,6 +137,36 @@ def test_layers_chain_and_are_workloads(space: SearchSpace, seed: int) -> None:
     assert space.macs(space.smallest()) <= space.macs(arch) <= space.macs(space.biggest())
 
 
+@given(spaces, seeds)
+@settings(max_examples=60, deadline=None)
+def test_a_space_of_one_architecture_holds_the_same_network(space: SearchSpace, seed: int) -> None:
+    arch = space.sample(np.random.default_rng(seed))
+    widths = [arch.stem_channels, *(stage.channels for stage in arch.stages)]
+    chance = any(
+        before == after and stage.stride == 1 and not space.has_shortcut(index, 0)
+        for index, (before, after, stage) in enumerate(
+            zip(widths, widths[1:], space.stages, strict=False)
+        )
+    )
+    if chance:
+        with pytest.raises(ArchitectureError, match="shortcut"):
+            space.only(arch)
+        return
+    alone = space.only(arch)
+    assert list(alone.architectures()) == [arch]
+    assert alone.layers(arch) == space.layers(arch)
+
+
+@given(spaces, seeds, st.integers(0, 20))
+@settings(max_examples=60, deadline=None)
+def test_macs_of_many_are_those_of_each(space: SearchSpace, seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    archs = [space.sample(rng) for _ in range(count)]
+    rows = np.array([space.positions(arch) for arch in archs], dtype=np.int64)
+    rows = rows.reshape(count, len(space.dimensions()))
+    assert space.macs_at(rows).tolist() == [space.macs(arch) for arch in archs]
+
+
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
 def test_stages_come_from_the_cache(space: SearchSpace) -> None:
     arch = space.sample(np.random.default_rng(3))
