@@ -6,8 +6,8 @@ A migration is a record of history: it repeats the columns instead of importing 
 import sqlalchemy as sql
 from alembic import op
 
-revision: str = "0002"
-down_revision: str | None = "0001"
+revision: str = "0003"
+down_revision: str | None = "0002"
 branch_labels: str | None = None
 depends_on: str | None = None
 
