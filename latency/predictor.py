@@ -208,6 +208,23 @@ class LatencyPredictor:
             self, correction=fit.correction, interval=interval, networks=len(architectures)
         )
 
+    def conditioned(self, networks: Sequence[tuple[Architecture, float]]) -> "LatencyPredictor":
+        """Return it shifted to what these networks (architecture, milliseconds) were measured at.
+
+        For networks that resemble those it is asked about next: what they all deviate by is the
+        region's, or the day's, and a fit to networks of the whole space would hardly follow. The
+        shift is the median logarithm of measured / predicted, shrunk by n / (n + 1), as by a prior
+        for which regions deviate from the prediction about as much as networks of one region from
+        each other. Intervals keep their width. Raises InputError for a latency that is not
+        positive, ArchitectureError for a network outside the space.
+        """
+        if not networks:
+            return self
+        architectures, measured_ms = _medians(self.space, networks)
+        log_ratios = np.log(measured_ms / self.predict(architectures).latency_ms)
+        shift = float(np.median(log_ratios)) * len(log_ratios) / (len(log_ratios) + 1)
+        return replace(self, correction=self.correction.shifted(shift))
+
     # --- predicting -------------------------------------------------------------------------------
 
     def predict(self, architectures: Sequence[Architecture]) -> Predictions:

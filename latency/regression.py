@@ -17,7 +17,7 @@ best correction may be none, a constant, a linear one or a nonlinear one, so:
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -150,12 +150,17 @@ class Correction:
         """Corrections (natural logarithm) of rows of features [n, columns] -> [n]."""
         if self.ridge is None:
             return np.full(len(features), self.constant)
-        linear = self.ridge.predict(features)
+        linear = self.constant + self.ridge.predict(features)
         if self.trees is None or len(features) == 0:
             return linear
         clipped = np.clip(features, self.ridge.low, self.ridge.high)
         grown = self.trees.inplace_predict(clipped.astype(np.float32), predict_type="margin")
         return linear + np.asarray(grown, dtype=np.float64)
+
+    def shifted(self, log_ratio: float) -> "Correction":
+        """Return the same model with `log_ratio` added to whatever it predicts."""
+        kind = ModelKind.CONSTANT if self.kind is ModelKind.ZERO else self.kind
+        return replace(self, kind=kind, constant=self.constant + log_ratio)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; the trees are XGBoost's own JSON."""

@@ -21,9 +21,9 @@ from bignas.supernet.accuracy import AccuracyPredictor
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import SearchSpace
+from bignas.supernet.space import Architecture, SearchSpace
 
-__all__ = ["CROSS", "ManyResult", "run_searches"]
+__all__ = ["CROSS", "ManyResult", "measure_together", "run_searches"]
 
 CROSS = "cross.json"
 
@@ -90,7 +90,8 @@ def run_searches(
         )
         for site in sites
     )  # fmt: skip
-    columns = [_measure(network.space, store, site, results) for site in sites]
+    winners = [one.best.architecture for one in results]
+    columns = [measure_together(network.space, store, site, winners) for site in sites]
     rows = tuple(tuple(column[index] for column in columns) for index in range(len(results)))
     found = ManyResult(tuple(sites), results, rows)
     text = json.dumps(found.to_dict(), indent=1) + "\n"
@@ -98,17 +99,20 @@ def run_searches(
     return found
 
 
-def _measure(
-    space: SearchSpace, store: Store, site: Site, results: Sequence[SearchResult]
+def measure_together(
+    space: SearchSpace, store: Store, site: Site, architectures: Sequence[Architecture]
 ) -> list[float]:
-    """Medians of all winners on one device in ms, measured together."""
-    winners = [one.best.architecture for one in results]
-    layers = [workloads(space, one) for one in winners]
+    """Return medians in ms of architectures on one device, measured together; the store keeps them.
+
+    Raises:
+        MeasurementError: one of them cannot be measured there.
+    """
+    layers = [workloads(space, one) for one in architectures]
     kernels = ensure_networks_tuned(
         layers, site.device, store, site.cache, weights_bytes=typical_weights_bytes(space)
     )
     recorder = Recorder(site.device.name)
-    records = measure_subnets(space, winners, kernels, site.device, site.cache, recorder)
+    records = measure_subnets(space, architectures, kernels, site.device, site.cache, recorder)
     store.add_measurements(records)
     failed = next((one for one in records if not one.ok), None)
     if failed is not None:

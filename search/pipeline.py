@@ -4,10 +4,13 @@
                nothing, the others are evaluated as they are, on validation images; with an
                accuracy predictor the strategy is told predictions, and only what looks best is
                evaluated
-2. finalists   the best ones and the Pareto front are compiled and measured, interleaved
+2. finalists   the best ones and the Pareto front are evaluated on all validation images, and so are
+               children around them that use what the best one leaves of its limits; the best of all
+               these are compiled and measured, interleaved
 3. deliver     the most accurate finalist that keeps all budgets becomes a bundle; its own binary is
                verified and measured again, and the next finalist takes its place if it fails; when
-               none is left, more finalists are taken, with the margin that the others missed by
+               none is left, the predictor is conditioned on what was measured, and tells which
+               further finalists to take
 4. report      test images are looked at once, for the winner; result.json says what each figure is
 """
 
@@ -45,6 +48,7 @@ from bignas.search.anatomy import anatomy
 from bignas.search.deliver import deliver_child
 from bignas.search.pareto import pareto_front
 from bignas.search.preselect import preselect
+from bignas.search.refine import refinements
 from bignas.search.requirements import Requirements, Site
 from bignas.search.resources import delivered
 from bignas.search.result import (
@@ -76,6 +80,9 @@ CALIBRATION_IMAGES = 512  # while exploring; finalists get the whole calibration
 SUGGESTIONS_PER_EVALUATION = 60  # bound on how long a strategy may look for feasible architectures
 FRONT_MEMBERS = 8
 ROUNDS = 4  # of finalists, until one keeps the promise
+REFINEMENTS = 24  # at most, that are evaluated where the finalists leave room
+REFINEMENT_BATCH = 4  # of them, before it is asked again where there is room
+HEADROOM = 0.005  # of a budget: a binary measured again came out up to 0.4% slower
 BUNDLES = "bundles"  # those for further devices
 
 
@@ -278,23 +285,31 @@ class _Search:
                 f"the strategy {self.config.strategy!r} found no architecture that keeps all"
                 f" limits in {len(trials)} suggestions; allow more evaluations"
             )
-        waiting.sort(key=lambda one: (-(one.top1 or 0.0), one.latency_ms))
+        requirements = self.requirements
+        looked_at = {one.architecture: one for one in trials}
+        final: list[Trial] = []  # evaluated on all validation images
         measured: list[Candidate] = []
         for _ in range(ROUNDS):
             chosen = self._finalists(waiting)
-            candidates = self._measure([one.architecture for one in chosen])
+            final += self._evaluate([one.architecture for one in chosen], requirements)
+            final += self._refine(trials, final, requirements)
+            candidates = self._measure(self._finalists(_unmeasured(final, measured)))
             measured += candidates
-            keeping = [one for one in candidates if one.kept]
-            keeping.sort(key=lambda one: (-one.top1, one.measured_ms))
-            for number, candidate in enumerate(keeping):
-                self.report(SearchProgress("deliver", number, len(keeping), 0.0, ""))
-                bundles, best = self._deliver(checkpoint, candidate)
-                if best.kept and self._is_small_enough(bundles):
-                    return self._result(bundles, best, measured, trials)
-            excess = _excess(chosen, candidates)
-            waiting = [one for one in waiting if one not in chosen and one.load * excess <= 1]
-            if not waiting:
+            looked_at |= {one.architecture: one for one in final}
+            delivered = self._deliver_best(checkpoint, candidates, HEADROOM)
+            if delivered is not None:
+                return self._result(*delivered, measured, list(looked_at.values()))
+            requirements = self.requirements.conditioned(
+                [one.architecture for one in measured],
+                [[at.measured_ms for at in one.latencies] for one in measured],
+            )
+            waiting = _reloaded([one for one in waiting if one not in chosen], requirements)
+            final = _reloaded(final, requirements)
+            if not waiting and not _unmeasured(final, measured):
                 break
+        delivered = self._deliver_best(checkpoint, measured, headroom=0.0)
+        if delivered is not None:
+            return self._result(*delivered, measured, list(looked_at.values()))
         fastest = min((one.measured_ms for one in measured), default=float("nan"))
         raise InfeasibleBudgetError(
             f"none of {len(measured)} finalists keeps all limits when measured; the fastest takes"
@@ -303,26 +318,58 @@ class _Search:
 
     def _finalists(self, waiting: Sequence[Trial]) -> list[Trial]:
         """The most accurate ones and, when latency counts too, the front."""
-        chosen = list(waiting[: self.config.finalists])
+        ranked = sorted(waiting, key=lambda one: (-(one.top1 or 0.0), one.latency_ms))
+        chosen = ranked[: self.config.finalists]
         if self.config.objective is Objective.ACCURACY_AND_LATENCY:
-            chosen += pareto_front(waiting)[-FRONT_MEMBERS:]
+            chosen += pareto_front(ranked)[-FRONT_MEMBERS:]
         return list(dict.fromkeys(chosen))
 
-    def _measure(self, architectures: Sequence[Architecture]) -> list[Candidate]:
-        """Evaluate architectures on all validation images, compile and measure them together."""
-        records = [self._measure_at(site, architectures) for site in self.sites]
-        candidates: list[Candidate] = []
+    def _evaluate(
+        self, architectures: Sequence[Architecture], requirements: Requirements
+    ) -> list[Trial]:
+        """Evaluate architectures on all validation images."""
+        latencies_ms = requirements.sites[0].predictor.predict(architectures).latency_ms
+        loads = requirements.loads(architectures)
+        trials: list[Trial] = []
         for number, architecture in enumerate(architectures):
-            if not all(here[number].ok for here in records):
-                continue
             self.report(SearchProgress("finalists", number, len(architectures), 0.0, ""))
             (top1,) = self.final.evaluate([architecture])
-            measured_ms = [here[number].p50_ns / 1e6 for here in records]
-            candidates.append(self._candidate(architecture, top1, measured_ms))
-        return candidates
+            latency_ms, load = float(latencies_ms[number]), float(loads[number])
+            trials.append(Trial(architecture, latency_ms, load, top1))
+        return trials
+
+    def _refine(
+        self, told: Sequence[Trial], final: Sequence[Trial], requirements: Requirements
+    ) -> list[Trial]:
+        """Evaluate what the best final one leaves room for, until it leaves hardly any."""
+        most = min(REFINEMENTS, self.config.evaluations)
+        refined: list[Trial] = []
+        while len(refined) < most:
+            count = min(REFINEMENT_BATCH, most - len(refined))
+            proposed = refinements(
+                self.space, told, [*final, *refined], requirements.loads, count
+            )  # fmt: skip
+            if not proposed:
+                break
+            refined += self._evaluate(proposed, requirements)
+        return refined
+
+    def _measure(self, trials: Sequence[Trial]) -> list[Candidate]:
+        """Compile architectures and measure them together; those that fail are left out."""
+        architectures = [one.architecture for one in trials]
+        records = [self._measure_at(site, architectures) for site in self.sites]
+        return [
+            self._candidate(
+                one.architecture, one.top1 or 0.0, [here[number].p50_ns / 1e6 for here in records]
+            )
+            for number, one in enumerate(trials)
+            if all(here[number].ok for here in records)
+        ]
 
     def _measure_at(self, site: Site, architectures: Sequence[Architecture]) -> list[Measurement]:
         """Measure architectures on one device; the store keeps it for the next predictor."""
+        if not architectures:
+            return []
         layers = [workloads(self.space, architecture) for architecture in architectures]
         kernels = ensure_networks_tuned(
             layers,
@@ -368,6 +415,22 @@ class _Search:
         return Candidate(architecture, top1, macs, params, tuple(latencies), predicted_top1)
 
     # --- delivering -------------------------------------------------------------------------------
+
+    def _deliver_best(
+        self, checkpoint: Checkpoint, candidates: Sequence[Candidate], headroom: float
+    ) -> tuple[dict[str, Bundle], Candidate] | None:
+        """Deliver the most accurate candidate that keeps its budgets, with headroom to spare.
+
+        None when no candidate does, or none whose binary does.
+        """
+        keeping = [one for one in candidates if one.keeps(headroom)]
+        keeping.sort(key=lambda one: (-one.top1, one.measured_ms))
+        for number, candidate in enumerate(keeping):
+            self.report(SearchProgress("deliver", number, len(keeping), 0.0, ""))
+            bundles, best = self._deliver(checkpoint, candidate)
+            if best.keeps(headroom) and self._is_small_enough(bundles):
+                return bundles, best
+        return None
 
     def _deliver(
         self, checkpoint: Checkpoint, candidate: Candidate
@@ -460,22 +523,20 @@ class _Search:
         return float(np.mean(found == test.labels)), float(np.mean(found == expected))
 
 
-def _excess(chosen: Sequence[Trial], candidates: Sequence[Candidate]) -> float:
-    """How much more of their budgets candidates use, as measured, than was predicted; at least 1.
+def _unmeasured(final: Sequence[Trial], measured: Sequence[Candidate]) -> list[Trial]:
+    """The trials that keep all limits, as far as is known, and were not measured."""
+    known = {one.architecture for one in measured}
+    return [one for one in final if one.feasible and one.architecture not in known]
 
-    The smallest excess of all: what every one of them missed by.
-    """
-    loads = {one.architecture: one.load for one in chosen}
-    return max(
-        1.0,
-        min(
-            (
-                max(at.measured_ms / at.budget_ms for at in one.latencies) / loads[one.architecture]
-                for one in candidates
-            ),
-            default=1.0,
-        ),
-    )
+
+def _reloaded(trials: Sequence[Trial], requirements: Requirements) -> list[Trial]:
+    """The trials with their loads as they are known now, without those that break a limit."""
+    loads = requirements.loads([one.architecture for one in trials])
+    loaded = [
+        dataclasses.replace(one, load=load)
+        for one, load in zip(trials, loads.tolist(), strict=True)
+    ]
+    return [one for one in loaded if one.feasible]
 
 
 def _evaluated(trials: Sequence[Trial]) -> int:

@@ -3,6 +3,7 @@
 An architecture's load is the largest share of a limit that it uses: up to 1 it keeps them all.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -90,6 +91,21 @@ class Requirements:
             )
             for site in self.sites
         }
+
+    def conditioned(
+        self, architectures: Sequence[Architecture], measured_ms: Sequence[Sequence[float]]
+    ) -> "Requirements":
+        """The same limits, with predictors that know what architectures [n] were measured at.
+
+        `measured_ms` is [n, sites], in the order of the sites.
+        """
+        sites: list[Site] = []
+        for number, site in enumerate(self.sites):
+            column = [row[number] for row in measured_ms]
+            networks = list(zip(architectures, column, strict=True))
+            conditioned = site.predictor.conditioned(networks)
+            sites.append(dataclasses.replace(site, predictor=conditioned))
+        return dataclasses.replace(self, sites=tuple(sites))
 
     def require_feasible(self, seed: int) -> None:
         """Raise InfeasibleBudgetError when no architecture keeps all limits.

@@ -77,10 +77,9 @@ class LatencyAt:
     probability: float
     measured_ms: float
 
-    @property
-    def kept(self) -> bool:
-        """Whether it keeps the budget as measured."""
-        return LatencyBudget(self.budget_ms).allows(self.measured_ms)
+    def keeps(self, headroom: float) -> bool:
+        """Whether it keeps the budget as measured, with a share of it to spare."""
+        return LatencyBudget(self.budget_ms * (1 - headroom)).allows(self.measured_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,11 @@ class Candidate:
     @property
     def kept(self) -> bool:
         """Whether it keeps all budgets as measured."""
-        return all(one.kept for one in self.latencies)
+        return self.keeps(headroom=0.0)
+
+    def keeps(self, headroom: float) -> bool:
+        """Whether it keeps all budgets as measured, with a share of them to spare."""
+        return all(one.keeps(headroom) for one in self.latencies)
 
     @property
     def measured_ms(self) -> float:

@@ -1,0 +1,141 @@
+"""What the benchmarks of whole searches share: supernet, images, devices, and searches to resume."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bignas.compile.objects import ObjectCache
+from bignas.device_db.errors import BudgetError, InputError
+from bignas.device_db.files import write_atomically
+from bignas.device_db.store import Store
+from bignas.latency.predictors import load_predictor
+from bignas.search.constraint import Limits
+from bignas.search.pipeline import SearchProgress, run_search
+from bignas.search.requirements import Site
+from bignas.search.result import SearchConfig
+from bignas.supernet.checkpoint import Checkpoint, load_checkpoint
+from bignas.supernet.data import ImageData, load_data
+from bignas.supernet.network import Supernet
+
+__all__ = ["ANY_LATENCY_MS", "Laboratory", "open_laboratory", "read_or_write"]
+
+DONE = "benchmark.json"  # in the folder of a search that has ended
+ANY_LATENCY_MS = 60_000.0  # a budget that every child keeps
+
+
+@dataclass(frozen=True, eq=False)
+class Laboratory:
+    """A trained supernet, its images, and profiled devices to search for."""
+
+    network: Supernet
+    checkpoint: Checkpoint
+    data: ImageData
+    store: Store
+    sites: Mapping[str, Site]  # their budgets mean nothing
+    out: Path
+
+    def range_ms(self, device: str) -> tuple[float, float]:
+        """Return the latencies of the smallest child, as good as certain, and of the biggest."""
+        space, predictor = self.network.space, self.sites[device].predictor
+        low = predictor.quantile_ms([space.smallest()], SearchConfig(1.0).confidence)[0]
+        return float(low), float(predictor.predict([space.biggest()]).latency_ms[0])
+
+    def budget_ms(self, device: str, rank: float) -> float:
+        """Return the budget at a rank from 0 to 1 of the range, on a log scale, in three digits."""
+        budget_ms = np.exp(np.quantile(np.log(self.range_ms(device)), rank))
+        return float(f"{budget_ms:.3g}")
+
+    def search(
+        self,
+        device: str,
+        budget_ms: float,
+        name: str,
+        evaluations: int,
+        seed: int,
+        limits: Limits = Limits(),
+    ) -> dict[str, Any]:
+        """Search in the folder `name` as `bignas search` does; return its result.json, and seconds.
+
+        A search that has ended is read, one that was interrupted goes on, and `resumed` is true
+        then: `seconds` are those of the last part.
+        """
+        folder = self.out / name
+        if (folder / DONE).exists():
+            return _read(folder / DONE)
+        resumed, start = folder.exists(), time.monotonic()
+        site = self.sites[device]
+        config = SearchConfig(
+            budget_ms=budget_ms, evaluations=evaluations, seed=seed, limits=limits
+        )
+        result = run_search(
+            self.network, self.checkpoint, self.data, site.device, self.store, site.cache,
+            site.predictor, config, folder, _show(name),
+        )  # fmt: skip
+        seconds = time.monotonic() - start
+        document = {**result.to_dict(), "seconds": seconds, "resumed": resumed}
+        _write(folder / DONE, document)
+        return document
+
+
+@contextmanager
+def open_laboratory(
+    checkpoint: str, data: str, devices: Sequence[str], out: Path
+) -> Iterator[Laboratory]:
+    """Load what searches need.
+
+    Raises:
+        BignasError: a file is missing or damaged, or a device is unknown, named twice or has no
+            predictor for the space.
+    """
+    if len(set(devices)) < len(devices) or not devices:
+        raise BudgetError(f"name at least one device, and each once, not {','.join(devices)!r}")
+    with Store.open() as store:
+        found = [store.device(name) for name in devices]
+        network, content = load_checkpoint(checkpoint)
+        sites = {
+            one.name: Site(
+                one, ObjectCache(one.target), load_predictor(network.space, one), ANY_LATENCY_MS
+            )
+            for one in found
+        }
+        yield Laboratory(network, content, load_data(data), store, sites, out)
+
+
+def read_or_write(path: Path, asked: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plan of a benchmark that was interrupted, or write that of a new one.
+
+    Raises:
+        InputError: the folder holds a benchmark that was asked for something else.
+    """
+    if not path.exists():
+        _write(path, {"asked": asked, "plan": plan})
+    found = _read(path)
+    if found.get("asked") != json.loads(json.dumps(asked)):
+        raise InputError(f"{path.parent} holds another benchmark; choose another --out folder")
+    chosen: dict[str, Any] = found["plan"]
+    return chosen
+
+
+def _show(name: str) -> Any:
+    def report(value: SearchProgress) -> None:
+        print(f"\r{name}: {value.phase} {value.done}/{value.total}   ", end="", flush=True)
+
+    return report
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    write_atomically(path, f"{json.dumps(document, indent=1)}\n".encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged; choose another --out folder") from error
+    return document
