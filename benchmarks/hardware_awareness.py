@@ -15,7 +15,8 @@ is repeated: the first limit is what the own winner uses, every further one is s
 the budget the last winner took when measured (a secant through the origin). Of those winners that
 keep the budget as measured, the most accurate one counts: what somebody gets who has the device to
 measure on, and `--tries` searches. Finally the winners are measured together, in one process, and
-accuracies on validation and test images are compared. The same command goes on where it was stopped.
+accuracies on validation and test images are compared. The same command goes on where it was
+stopped.
 """
 
 import argparse

@@ -6,8 +6,8 @@
 Budgets are random between what the smallest child keeps and what the biggest takes on the device,
 on a log scale. Each search runs as `bignas search` does it. When all have ended, each bundle is
 measured by `bignas bench` in a process of its own. The devices have to be profiled for the space
-first (`bignas device add`, `bignas profile`, `bignas predictor fit`). The same command goes on where
-it was stopped: at the search under way, and within it at the batch of evaluations under way.
+first (`bignas device add`, `bignas profile`, `bignas predictor fit`). The same command goes on
+where it was stopped: at the search under way, and within it at the batch of evaluations under way.
 """
 
 import argparse

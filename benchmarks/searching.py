@@ -1,10 +1,10 @@
-"""What the benchmarks of whole searches share: supernet, images, devices, and searches to resume."""
+"""What benchmarks of whole searches share: supernet, images, devices, searches to resume."""
 
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from bignas.supernet.network import Supernet
 
 __all__ = ["ANY_LATENCY_MS", "Laboratory", "open_laboratory", "read_or_write"]
 
+NO_LIMITS = Limits()
 DONE = "benchmark.json"  # in the folder of a search that has ended
 ANY_LATENCY_MS = 60_000.0  # a budget that every child keeps
 
@@ -58,7 +59,7 @@ class Laboratory:
         name: str,
         evaluations: int,
         seed: int,
-        limits: Limits = Limits(),
+        limits: Limits = NO_LIMITS,
     ) -> dict[str, Any]:
         """Search in the folder `name` as `bignas search` does; return its result.json, and seconds.
 

@@ -26,10 +26,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from bignas.compile.objects import cache_folder
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import MeasurementError, RemoteError, ServerLostError
-from bignas.device_db.files import write_atomically
+from bignas.device_db.files import cache_folder, write_atomically
 from bignas.device_db.probe import obstacle_to_measuring
 from bignas.device_db.records import Device, Environment, Remote, Target
 from bignas.latency.machine import MachineFacts
