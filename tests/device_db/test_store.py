@@ -253,6 +253,7 @@ def test_devices_of_an_older_store_are_not_remote(opened: Store, path: Path) -> 
             " WHERE name = 'bench'"
         )
         connection.execute(f"UPDATE {VERSION_TABLE} SET version_num = '0001'")
+        connection.execute("DROP TABLE accuracies")  # of the third schema
     connection.close()
     with Store.open(url_of(path)) as store:
         assert store.device("bench") == samples.device()
