@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 import xgboost
 from numpy.typing import NDArray
 
@@ -66,6 +67,19 @@ MINIMUM_SAMPLES = {
 }
 
 
+def _decompose(matrix: Array) -> tuple[Array, Array, Array]:
+    """Singular value decomposition, thin.
+
+    LAPACK's fast routine gives up on some matrices whose columns depend on each other, as those of
+    options and their pairs do; then its slow one is asked.
+    """
+    try:
+        left, singular, right = np.linalg.svd(matrix, full_matrices=False)
+    except np.linalg.LinAlgError:
+        left, singular, right = scipy.linalg.svd(matrix, full_matrices=False, lapack_driver="gesvd")
+    return left, singular, right
+
+
 @dataclass(frozen=True, eq=False)
 class Ridge:
     """A linear model on standardised features: `intercept + standardise(x) @ weights`."""
@@ -84,7 +98,7 @@ class Ridge:
         scale = np.where(scale > 1e-9 * (1 + np.abs(centre)), scale, np.inf)  # constant: no effect
         standardised = (features - centre) / scale
         intercept = float(targets.mean())
-        left, singular, right = np.linalg.svd(standardised, full_matrices=False)
+        left, singular, right = _decompose(standardised)
         projected = left.T @ (targets - intercept)
         best_error, best_shrinkage = np.inf, np.zeros_like(singular)
         for penalty in RIDGE_PENALTIES:

@@ -84,3 +84,16 @@ def test_saving_keeps_every_bit_and_fitting_again_gives_the_same() -> None:
 def test_mismatched_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         fit_correction(np.zeros((3, 2)), np.zeros(4), 0)
+
+
+def test_a_matrix_that_the_fast_decomposition_gives_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, rng = samples(60)
+    features = np.column_stack([features, features[:, 0] - features[:, 1]])
+    targets = features @ rng.normal(size=7) + rng.normal(0, 0.1, 60)
+    usual = Ridge.fit(features, targets)
+
+    def give_up(*_: object, **__: object) -> None:
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(np.linalg, "svd", give_up)
+    assert Ridge.fit(features, targets).predict(features) == pytest.approx(usual.predict(features))
