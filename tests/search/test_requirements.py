@@ -95,3 +95,20 @@ def test_memory_is_what_the_call_plan_needs_within_a_twentieth(name: str) -> Non
         plan = make_plan(graph, schedules, DEVICE.target.vector_lanes)
         needed = len(plan.weights) + plan.workspace_bytes
         assert memory_bytes(space, architecture) == pytest.approx(needed, rel=0.05)
+
+
+def test_what_was_measured_moves_the_predictions() -> None:
+    """All loads move towards the measurements, the more the more there are, never beyond."""
+    rng = np.random.default_rng(0)
+    some = [SPACE.sample(rng) for _ in range(8)]
+    before = Requirements(SPACE, (site("a", 0.1),), 0.5)
+    predicted = before.sites[0].predictor.predict(some).latency_ms
+    assert before.conditioned([], []).loads(some) == pytest.approx(before.loads(some))
+    moved = [
+        before.conditioned(some[:count], [[1.1 * one] for one in predicted[:count]]).loads(some)
+        / before.loads(some)
+        for count in (1, 4, 8)
+    ]
+    assert np.log([one.mean() for one in moved]) == pytest.approx(
+        [np.log(1.1) * count / (count + 1) for count in (1, 4, 8)]
+    )
