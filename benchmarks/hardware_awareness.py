@@ -14,9 +14,9 @@ A search that is limited by something else does not know what its winner takes o
 is repeated: the first limit is what the own winner uses, every further one is scaled by how much of
 the budget the last winner took when measured (a secant through the origin). Of those winners that
 keep the budget as measured, the most accurate one counts: what somebody gets who has the device to
-measure on, and `--tries` searches. Finally the winners are measured together, in one process, and
-accuracies on validation and test images are compared. The same command goes on where it was
-stopped.
+measure on, and time for `--tries` searches. Finally the winners are measured together, in one
+process, and accuracies on validation and test images are compared. The same command goes on where
+it was stopped.
 """
 
 import argparse
@@ -28,18 +28,19 @@ from pathlib import Path
 from typing import Any
 
 from command import names, run
-from searching import ANY_LATENCY_MS, Laboratory, open_laboratory, read_or_write
+from searching import ANY_LATENCY_MS, Laboratory, open_laboratory, planned, remembered
 
-from bignas.device_db.errors import InputError
+from bignas.device_db.errors import InfeasibleBudgetError, InputError
 from bignas.device_db.files import require_writable, write_atomically
 from bignas.search.constraint import Limits
 from bignas.search.many import measure_together
 from bignas.supernet.space import Architecture
 
-__all__ = ["Winner", "fit_limit", "summary"]
+__all__ = ["Winner", "best_keeping", "fit_limit", "summary"]
 
 OWN = "own"
 MACS = "macs"
+HERE = "here.json"  # in the folder of a search: its winner on the device that asks
 NEAR = 0.02  # of the budget: a winner that leaves less is as near as it needs to be
 
 
@@ -62,11 +63,14 @@ def fit_limit(
 ) -> list[Winner]:
     """Search under several limits, until a winner takes about `budget_ms`; return all winners.
 
-    `search` takes the limit and the number of the try.
+    `search` takes the limit and the number of the try; a limit that nothing keeps ends it.
     """
     limit, found = first, list[Winner]()
     for number in range(tries):
-        found.append(search(limit, number))
+        try:
+            found.append(search(limit, number))
+        except InfeasibleBudgetError:
+            break
         used = found[-1].latency_ms / budget_ms
         if 1 - NEAR <= used <= 1:
             break
@@ -124,9 +128,12 @@ class _Contest:
         )
         best = document["best"]
         architecture = Architecture.from_dict(best["arch"])
-        here_ms = self._measure([architecture])[0]
+        here = remembered(  # a limit that follows from it must not change on the way
+            self.laboratory.out / name / HERE,
+            lambda: {"latency_ms": self._measure([architecture])[0]},
+        )
         limit = budget_ms if limits.macs is None else float(limits.macs)
-        return Winner(limit, architecture, best["top1"], best["test_top1"], here_ms)
+        return Winner(limit, architecture, best["top1"], best["test_top1"], here["latency_ms"])
 
     def _measure(self, architectures: Sequence[Architecture]) -> list[float]:
         laboratory = self.laboratory
@@ -205,11 +212,14 @@ def measure_awareness(options: argparse.Namespace) -> dict[str, Any]:
     with open_laboratory(
         options.checkpoint, options.data, options.devices, options.out
     ) as laboratory:
-        drawn = {
-            device: [laboratory.budget_ms(device, rank) for rank in options.ranks]
-            for device in options.devices
-        }
-        plan = read_or_write(options.out / "plan.json", asked, drawn)
+        plan = planned(
+            options.out / "plan.json",
+            asked,
+            lambda: {
+                device: [laboratory.budget_ms(device, rank) for rank in options.ranks]
+                for device in options.devices
+            },
+        )
         contests = [
             _Contest(
                 laboratory, device, rank, options.evaluations, options.tries, options.seed

@@ -7,7 +7,7 @@ Budgets are random between what the smallest child keeps and what the biggest ta
 on a log scale. Each search runs as `bignas search` does it. When all have ended, each bundle is
 measured by `bignas bench` in a process of its own. The devices have to be profiled for the space
 first (`bignas device add`, `bignas profile`, `bignas predictor fit`). The same command goes on
-where it was stopped: at the search under way, and within it at the batch of evaluations under way.
+where it was stopped: in the search under way, at the batch of evaluations under way.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from command import names, run
-from searching import Laboratory, open_laboratory, read_or_write
+from searching import Laboratory, open_laboratory, planned
 
 from bignas.device_db.errors import InputError, MeasurementError
 from bignas.device_db.files import require_writable, write_atomically
@@ -83,8 +83,11 @@ def measure_promise(options: argparse.Namespace) -> dict[str, Any]:
     with open_laboratory(
         options.checkpoint, options.data, options.devices, options.out
     ) as laboratory:
-        drawn = {"searches": plan_searches(laboratory, options.searches, options.seed)}
-        plan = read_or_write(options.out / "plan.json", asked, drawn)["searches"]
+        plan = planned(
+            options.out / "plan.json",
+            asked,
+            lambda: {"searches": plan_searches(laboratory, options.searches, options.seed)},
+        )["searches"]
         found = []
         for number, one in enumerate(plan):
             name = f"{number:02}-{one['device']}"

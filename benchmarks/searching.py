@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,8 @@ from bignas.supernet.checkpoint import Checkpoint, load_checkpoint
 from bignas.supernet.data import ImageData, load_data
 from bignas.supernet.network import Supernet
 
-__all__ = ["ANY_LATENCY_MS", "Laboratory", "open_laboratory", "read_or_write"]
+__all__ = ["ANY_LATENCY_MS", "Laboratory", "open_laboratory", "planned", "remembered"]
 
-NO_LIMITS = Limits()
 DONE = "benchmark.json"  # in the folder of a search that has ended
 ANY_LATENCY_MS = 60_000.0  # a budget that every child keeps
 
@@ -59,7 +58,7 @@ class Laboratory:
         name: str,
         evaluations: int,
         seed: int,
-        limits: Limits = NO_LIMITS,
+        limits: Limits | None = None,
     ) -> dict[str, Any]:
         """Search in the folder `name` as `bignas search` does; return its result.json, and seconds.
 
@@ -67,21 +66,21 @@ class Laboratory:
         then: `seconds` are those of the last part.
         """
         folder = self.out / name
-        if (folder / DONE).exists():
-            return _read(folder / DONE)
-        resumed, start = folder.exists(), time.monotonic()
         site = self.sites[device]
         config = SearchConfig(
-            budget_ms=budget_ms, evaluations=evaluations, seed=seed, limits=limits
+            budget_ms=budget_ms, evaluations=evaluations, seed=seed, limits=limits or Limits()
         )
-        result = run_search(
-            self.network, self.checkpoint, self.data, site.device, self.store, site.cache,
-            site.predictor, config, folder, _show(name),
-        )  # fmt: skip
-        seconds = time.monotonic() - start
-        document = {**result.to_dict(), "seconds": seconds, "resumed": resumed}
-        _write(folder / DONE, document)
-        return document
+
+        def search() -> dict[str, Any]:
+            resumed, start = folder.exists(), time.monotonic()
+            result = run_search(
+                self.network, self.checkpoint, self.data, site.device, self.store, site.cache,
+                site.predictor, config, folder, _show(name),
+            )  # fmt: skip
+            seconds = time.monotonic() - start
+            return {**result.to_dict(), "seconds": seconds, "resumed": resumed}
+
+        return remembered(folder / DONE, search)
 
 
 @contextmanager
@@ -108,19 +107,34 @@ def open_laboratory(
         yield Laboratory(network, content, load_data(data), store, sites, out)
 
 
-def read_or_write(path: Path, asked: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plan of a benchmark that was interrupted, or write that of a new one.
+def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the document at `path`, or make it and write it there.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not path.exists():
+        write_atomically(path, f"{json.dumps(make(), indent=1)}\n".encode())
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged; choose another --out folder") from error
+    return document
+
+
+def planned(
+    path: Path, asked: Mapping[str, Any], make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the plan of a benchmark that was interrupted, or make that of a new one.
 
     Raises:
         InputError: the folder holds a benchmark that was asked for something else.
     """
-    if not path.exists():
-        _write(path, {"asked": asked, "plan": plan})
-    found = _read(path)
+    found = remembered(path, lambda: {"asked": asked, "plan": make()})
     if found.get("asked") != json.loads(json.dumps(asked)):
         raise InputError(f"{path.parent} holds another benchmark; choose another --out folder")
-    chosen: dict[str, Any] = found["plan"]
-    return chosen
+    plan: dict[str, Any] = found["plan"]
+    return plan
 
 
 def _show(name: str) -> Any:
@@ -128,15 +142,3 @@ def _show(name: str) -> Any:
         print(f"\r{name}: {value.phase} {value.done}/{value.total}   ", end="", flush=True)
 
     return report
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    write_atomically(path, f"{json.dumps(document, indent=1)}\n".encode())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged; choose another --out folder") from error
-    return document

@@ -9,7 +9,7 @@ from bignas.device_db.errors import MeasurementError
 from bignas.device_db.probe import describe
 from bignas.device_db.records import Device, Environment
 
-__all__ = ["MachineFacts"]
+__all__ = ["USUAL_CACHE_BYTES", "MachineFacts", "parse_cache_size"]
 
 USUAL_CACHE_BYTES: Final = 1 << 20  # of a core's own cache, where the machine does not tell
 _SECTION = re.compile(r"^== (\w+)$", re.MULTILINE)
@@ -136,10 +136,19 @@ def _of_core(text: str, core: int) -> list[str]:
     return []
 
 
+def parse_cache_size(text: str) -> int | None:
+    """Return the bytes of a size such as `2048K`, None for anything else."""
+    size = text.strip()
+    if size[:-1].isdigit() and size[-1] in _UNITS:
+        return int(size[:-1]) * _UNITS[size[-1]]
+    return None
+
+
 def _own_cache(text: str, core: int) -> int:
-    for size in _of_core(text, core):
-        if size[:-1].isdigit() and size[-1] in _UNITS:
-            return int(size[:-1]) * _UNITS[size[-1]]
+    for word in _of_core(text, core):
+        size = parse_cache_size(word)
+        if size:
+            return size
     first = text.strip().split("\n", 1)[0]
     return int(first) if first.isdigit() and int(first) else USUAL_CACHE_BYTES
 

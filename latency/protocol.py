@@ -37,6 +37,7 @@ from bignas.device_db.errors import MeasurementError
 from bignas.device_db.files import cache_folder, write_atomically
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Environment, Operator, Target, Workload
+from bignas.latency.machine import USUAL_CACHE_BYTES, parse_cache_size
 
 __all__ = [
     "Job",
@@ -57,9 +58,9 @@ __all__ = [
 ]
 
 SILENT = "no progress"
+ENDING_SECONDS = 10.0  # for a process to end in order
 WATCH_SECONDS = 0.5  # between looks whether a process has to be ended
 UNSETTLED_SHARE = 0.05  # of the groups may stay disturbed before all is measured again
-USUAL_CACHE_BYTES = 1 << 20
 PAUSE_SECONDS = 1.0  # before that: disturbances on shared machines last for seconds
 
 
@@ -381,7 +382,8 @@ def ended_when_silent(
 ) -> Iterator[Callable[[], None]]:
     """Kill a process when it says nothing for so many seconds, end it when all is cancelled.
 
-    Yields the sign of life.
+    Yields the sign of life. What is raised meanwhile ends the process too, with time to do so in
+    order.
     """
     beat, stop = threading.Event(), threading.Event()
 
@@ -404,6 +406,9 @@ def ended_when_silent(
     try:
         yield beat.set
     except BaseException:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING_SECONDS)
         process.kill()
         raise
     finally:
@@ -464,11 +469,17 @@ def measuring_cores(threads: int) -> tuple[int, ...]:
 
 
 def own_cache_bytes() -> int:
-    """Return the size of a core's own (second-level) cache; the usual size where unknown."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        size = os.sysconf("SC_LEVEL2_CACHE_SIZE")
-        if size > 0:
-            return size
+    """Return the size of the own (second-level) cache of the core that measures.
+
+    The usual size where the system does not tell.
+    """
+    cores = measuring_cores(1)
+    core = Path(f"/sys/devices/system/cpu/cpu{cores[0] if cores else 0}")
+    for level in core.glob("cache/*/level"):
+        if level.read_text().strip() == "2":
+            size = parse_cache_size(level.with_name("size").read_text())
+            if size:
+                return size
     return USUAL_CACHE_BYTES
 
 

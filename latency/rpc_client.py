@@ -36,7 +36,11 @@ _OLD_LIBRARY: Final = "GLIBC_"  # in that of a dynamic linker
 
 
 class _Session:
-    """The files and the program of one request on one server."""
+    """The files and the program of one request on one server; use it as a context manager.
+
+    Its end must be in order, between two calls: TVM's server (tvm/rpc/server.py) stops serving for
+    good when a connection is reset.
+    """
 
     def __init__(self, request: Request, host: str, port: int, word: str) -> None:
         self._request = request
@@ -50,6 +54,13 @@ class _Session:
                 self._remote.upload(path, name)
             _say(Sign.ALIVE)
         self._start, self._wait, self._stop = self._load()
+
+    def __enter__(self) -> "_Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._start, self._wait, self._stop
+        del self._remote  # the last reference to the connection says good-bye to the server
 
     def describe(self) -> MachineFacts:
         """Print what the machine is and does, and return it."""
@@ -167,13 +178,13 @@ def _serve(request: Request, script: str) -> None:
     with Tracker(request.host, request.port) as tracker:
         tracker.count(request.key)
         place = tracker.request(request.key, lambda: _say(Sign.ALIVE))
-    session = _Session(request, *place)
-    facts = session.describe()
-    if not request.command:
-        return
-    cores = facts.cores_for(request.threads) if request.threads else ()
-    session.run("".join(f"cpu {core}\n" for core in cores) + script)
-    session.describe()
+    with _Session(request, *place) as session:
+        facts = session.describe()
+        if not request.command:
+            return
+        cores = facts.cores_for(request.threads) if request.threads else ()
+        session.run("".join(f"cpu {core}\n" for core in cores) + script)
+        session.describe()
 
 
 def _interrupt(*_: object) -> None:
