@@ -92,7 +92,7 @@ class _Contest:
     laboratory: Laboratory
     device: str
     rank: float
-    evaluations: int
+    evaluations: int | None
     tries: int
     seed: int
 
@@ -199,7 +199,7 @@ def summary(contests: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def measure_awareness(options: argparse.Namespace) -> dict[str, Any]:
     """Run all contests; return every figure."""
-    if min(options.evaluations, options.tries) < 1 or options.seed < 0:
+    if min(options.evaluations or 1, options.tries) < 1 or options.seed < 0:
         raise InputError("--evaluations and --tries must be at least 1, --seed at least 0")
     if not options.ranks or not all(0 < rank < 1 for rank in options.ranks):
         raise InputError("--ranks must lie between 0 and 1")
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[0.5],
         help="of the budgets in the range of the space, from 0 to 1, on a log scale",
     )
-    parser.add_argument("--evaluations", type=int, default=60, help="of accuracy, in each search")
+    parser.add_argument("--evaluations", type=int, help="in each search, instead of the usual ones")
     parser.add_argument("--tries", type=int, default=3, help="searches until a limit fits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/awareness"))

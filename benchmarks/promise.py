@@ -72,7 +72,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def measure_promise(options: argparse.Namespace) -> dict[str, Any]:
     """Search, then measure; return every figure."""
-    if min(options.searches, options.evaluations) < 1 or options.seed < 0:
+    if min(options.searches, options.evaluations or 1) < 1 or options.seed < 0:
         raise InputError("--searches and --evaluations must be at least 1, --seed at least 0")
     require_writable(options.json)
     require_writable(options.out / "plan.json")
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True)
     parser.add_argument("--devices", type=names, default=["local"], metavar="A,B,...")
     parser.add_argument("--searches", type=int, default=30)
-    parser.add_argument("--evaluations", type=int, default=60, help="of accuracy, in each search")
+    parser.add_argument("--evaluations", type=int, help="in each search, instead of the usual ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/promise"))
     parser.add_argument("--json", type=Path, required=True)

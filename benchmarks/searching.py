@@ -18,7 +18,9 @@ from bignas.latency.predictors import load_predictor
 from bignas.search.constraint import Limits
 from bignas.search.pipeline import SearchProgress, run_search
 from bignas.search.requirements import Site
-from bignas.search.result import SearchConfig
+from bignas.search.result import EVALUATIONS, PRESELECTED_EVALUATIONS, SearchConfig
+from bignas.supernet.accuracy import AccuracyPredictor
+from bignas.supernet.accuracy_files import find_accuracy_predictor
 from bignas.supernet.checkpoint import Checkpoint, load_checkpoint
 from bignas.supernet.data import ImageData, load_data
 from bignas.supernet.network import Supernet
@@ -36,6 +38,7 @@ class Laboratory:
     network: Supernet
     checkpoint: Checkpoint
     data: ImageData
+    accuracy: AccuracyPredictor | None
     store: Store
     sites: Mapping[str, Site]  # their budgets mean nothing
     out: Path
@@ -56,26 +59,30 @@ class Laboratory:
         device: str,
         budget_ms: float,
         name: str,
-        evaluations: int,
+        evaluations: int | None,
         seed: int,
         limits: Limits | None = None,
     ) -> dict[str, Any]:
         """Search in the folder `name` as `bignas search` does; return its result.json, and seconds.
 
-        A search that has ended is read, one that was interrupted goes on, and `resumed` is true
-        then: `seconds` are those of the last part.
+        Evaluations are as many as there, unless given. A search that has ended is read, one that
+        was interrupted goes on, and `resumed` is true then: `seconds` are those of the last part.
         """
         folder = self.out / name
         site = self.sites[device]
+        usual = EVALUATIONS if self.accuracy is None else PRESELECTED_EVALUATIONS
         config = SearchConfig(
-            budget_ms=budget_ms, evaluations=evaluations, seed=seed, limits=limits or Limits()
+            budget_ms=budget_ms,
+            evaluations=evaluations or usual,
+            seed=seed,
+            limits=limits or Limits(),
         )
 
         def search() -> dict[str, Any]:
             resumed, start = folder.exists(), time.monotonic()
             result = run_search(
                 self.network, self.checkpoint, self.data, site.device, self.store, site.cache,
-                site.predictor, config, folder, _show(name),
+                site.predictor, config, folder, _show(name), (), self.accuracy,
             )  # fmt: skip
             seconds = time.monotonic() - start
             return {**result.to_dict(), "seconds": seconds, "resumed": resumed}
@@ -104,7 +111,9 @@ def open_laboratory(
             )
             for one in found
         }
-        yield Laboratory(network, content, load_data(data), store, sites, out)
+        images = load_data(data)
+        accuracy = find_accuracy_predictor(checkpoint, content, images.digest)
+        yield Laboratory(network, content, images, accuracy, store, sites, out)
 
 
 def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

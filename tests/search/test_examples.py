@@ -14,7 +14,8 @@ from bignas.search.constraint import LatencyBudget
 from bignas.search.result import RESULT
 from bignas.search.strategy import create_strategy, strategy_names
 from bignas.supernet.train import TrainConfig
-from tests.cli.helpers import SPACE
+from tests.cli.helpers import SPACE, run
+from tests.cli.test_tutorials import commands
 from tests.search.synthetic import make_space, search
 
 ROOT = Path(__file__).parents[2]
@@ -69,3 +70,35 @@ def test_the_loop_in_fifteen_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert result.best.kept
     assert (tmp_path / "run" / RESULT).exists()
     Bundle.load(tmp_path / "run" / result.bundle).check_files()
+
+
+SMALL = {  # options that come last go first
+    "train": ["--epochs", "1", "--max-images", "128"],
+    "profile": ["--minutes", "0.5", "--subnets", "6"],
+    "search": ["--evaluations", "4", "--budget", "5ms"],
+}
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_data_leads_to_a_binary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its commands, in its order, in small form."""
+    torch.set_num_threads(1)
+    monkeypatch.setenv("BIGNAS_DB", f"sqlite:///{tmp_path / 'store.sqlite'}")
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/tutorials/own_data.md").read_text(encoding="utf-8")
+    (script,) = code_blocks(text, "python")
+    (space,) = code_blocks(text, "toml")
+    Path("shapes.py").write_text(script)
+    Path("shapes.toml").write_text(space)
+    runpy.run_path("shapes.py")
+    shown = commands(text)
+    assert {"train", "evaluate", "profile", "search", "verify", "bench"} <= {
+        one[0] for one in shown
+    }
+    for words in shown:
+        result = run(*words, *SMALL.get(words[0], []))
+        assert result.exit_code == 0, (words, result.output)
+    assert Path("runs/shapes/report.html").exists()
