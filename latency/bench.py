@@ -41,7 +41,8 @@ def bench_bundle(
     with tempfile.TemporaryDirectory(prefix="bignas-bench-") as folder:
         library = Path(folder) / LIBRARY
         shutil.copyfile(bundle.path / LIBRARY, library)
-        settings = replace(settings, threads=bundle.manifest.threads)
+        manifest = bundle.manifest
+        settings = replace(settings, threads=manifest.threads, isa=str(manifest.target["cpu"]))
         jobs = [NetworkJob(library)]
         report = measure(jobs, settings) if remote is None else measure_on(remote, jobs, settings)
     result = report.results[0]

@@ -4,12 +4,19 @@
  * output. Every round visits the jobs in a new random order, in groups of about a millisecond.
  * Two sentinels run before and after each group: a chain of dependent arithmetic, which shows the
  * clock and whoever took the core, and a stream through the shared cache, which shows other users of
- * it. When either is slower than it can be, the group's samples are thrown away and repeated; after
- * many attempts the one with the calmest sentinels is taken.
+ * it. When the clock changed meanwhile or is far from its reference, or the stream is slower than it
+ * can be, the group's samples are thrown away and repeated; after many attempts the one with the
+ * calmest sentinels is taken. Groups in which everything fits into the core's own cache are not judged
+ * by the shared one.
+ *
+ * Clocks rise and fall in steps, with what other cores do. Samples are given at the reference clock:
+ * divided by how much longer than at that clock the chain took.
  *
  *   cpu N | threads N | rounds N | sample_ns N | seed N     (cpu: one line for each allowed core)
- *   flush N                                                 (bytes of the core's own cache, or 0)
- *   clock TOLERANCE NS | memory TOLERANCE NS                (NS: reference, 0 when there is none)
+ *   cache N                                                 (bytes of the core's own cache)
+ *   flush N                                                 (the same to empty it, or 0)
+ *   clock TOLERANCE NS | memory TOLERANCE NS                (NS: reference, 0 when there is none; the
+ *                                                            clock's tolerance is that of a change)
  *   kernel IN WEIGHTS BIAS OTHER OUT SCRATCH TASKS SYMBOL LIBRARY     (sizes in floats)
  *   network LIBRARY
  *   run
@@ -32,6 +39,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -43,7 +51,7 @@ struct job {
     network_fn network;
     size_t sizes[5]; /* input, weights, bias, other, output; a network: input, -, -, workspace, output */
     size_t scratch; /* floats of each thread, a kernel's */
-    int tasks;
+    int tasks, shares; /* shares: may need the shared cache */
     char library[4096], symbol[128];
     int inner, count;
     double expected_ns;
@@ -51,7 +59,7 @@ struct job {
 };
 
 enum { GROUP = 4096 };
-static const double GROUP_NS = 1e6;
+static const double GROUP_NS = 1e6, WARM_NS = 1e8;
 
 enum { INPUT, WEIGHTS, BIAS, OTHER, OUTPUT, BUFFERS };
 enum { ARENA_FLOATS = 1 << 21 }; /* for weights of several calls, when those are not near */
@@ -66,28 +74,39 @@ static double now_ns(void) {
     return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
 }
 
-/* Sentinels and what they can do: the second percentile of their latest readings, or a reference from
- * earlier runs on this machine when that is lower. Inputs are read from volatile variables, or the
- * compiler would compute the results itself. */
-enum { CLOCK, MEMORY, SENTINELS, HISTORY = 2048, STREAM_FLOATS = 1 << 19, ATTEMPTS = 30 };
+/* Sentinels and what they usually read: the median of the latest readings for the clock, the tenth
+ * percentile for the stream; or a reference from earlier runs on this machine. Inputs are read from
+ * volatile variables, or the compiler would compute the results itself. */
+enum { CLOCK, MEMORY, SENTINELS, HISTORY = 2048, ATTEMPTS = 30, WARM_UPS = 200 };
 enum { LINE_FLOATS = 16 };
 
+static const double FARTHEST_CLOCK = 1.3, USUAL = 0.5, BEST = 0.1;
+
 struct sentinel {
-    double readings[HISTORY], reference, floor, tolerance;
+    double readings[HISTORY], reference, usual, tolerance;
     long count;
 };
 
 static struct sentinel sentinels[SENTINELS];
 static volatile float one = 1.0f, slope = 0.999f, offset = 0.001f;
-static float *stream;
 
+/* What is streamed lies in several times the core's own cache, and each reading goes on where the last
+ * one ended: none finds anything in that cache, whatever ran in between. */
+enum { WINDOW_FLOATS = 1 << 17, OWN_CACHES = 3 };
+static float *stream;
+static size_t windows;
+
+/* The shortest of a few chains: interruptions of microseconds are no matter of the clock. */
 static void read_clock_of_thread(void *readings, int part, struct pool_call *call) {
     (void)call;
-    double start = now_ns();
     float value = one, a = slope, b = offset;
-    for (int i = 0; i < 1000; i++) value = value * a + b;
-    sink = value;
-    ((double *)readings)[part] = now_ns() - start;
+    for (int chain = 0; chain < 3; chain++) {
+        double start = now_ns();
+        for (int i = 0; i < 2000; i++) value = value * a + b;
+        sink = value;
+        double passed = now_ns() - start, *shortest = (double *)readings + part;
+        if (chain == 0 || passed < *shortest) *shortest = passed;
+    }
 }
 
 /* Of the slowest thread. */
@@ -100,13 +119,15 @@ static double read_clock(void) {
 }
 
 static double read_memory(void) {
+    static size_t next;
+    const float *from = stream + WINDOW_FLOATS * (next++ % windows);
     double start = now_ns();
     float a = 0, b = 0, c = 0, d = 0;
-    for (int i = 0; i < STREAM_FLOATS; i += 64) { /* one float of each cache line */
-        a += stream[i];
-        b += stream[i + 16];
-        c += stream[i + 32];
-        d += stream[i + 48];
+    for (int i = 0; i < WINDOW_FLOATS; i += 64) { /* one float of each cache line */
+        a += from[i];
+        b += from[i + 16];
+        c += from[i + 32];
+        d += from[i + 48];
     }
     sink = a + b + c + d;
     return now_ns() - start;
@@ -117,28 +138,50 @@ static int ascending(const void *left, const void *right) {
     return (a > b) - (a < b);
 }
 
-static void note(struct sentinel *it, double reading) {
+static void note(struct sentinel *it, double reading, double percentile) {
     static double sorted[HISTORY];
     it->readings[it->count++ % HISTORY] = reading;
     if (it->count < 50 ? it->count != 1 : it->count % 50) return;
     size_t size = it->count < HISTORY ? (size_t)it->count : HISTORY;
     memcpy(sorted, it->readings, size * sizeof *sorted);
     qsort(sorted, size, sizeof *sorted, ascending);
-    it->floor = sorted[size / 50];
+    it->usual = sorted[(size_t)((double)size * percentile)];
 }
 
-/* Read both sentinels; return how far above its tolerance the worse one is (1: just tolerated). */
-static double disturbance(void) {
-    double readings[SENTINELS] = {read_clock(), read_memory()}, worst = 0;
-    for (int k = 0; k < SENTINELS; k++) {
-        struct sentinel *it = &sentinels[k];
-        note(it, readings[k]);
-        double floor = it->floor;
-        if (it->reference > 0 && it->reference < floor) floor = it->reference;
-        double excess = readings[k] / (floor * (1.0 + it->tolerance));
-        if (excess > worst) worst = excess;
-    }
-    return worst;
+static double larger(double a, double b) { return a > b ? a : b; }
+
+/* One look at the sentinels, at the stream only when it matters. */
+struct look {
+    double clock, memory;
+};
+
+static struct look look(int shares) {
+    struct look seen = {read_clock(), shares ? read_memory() : 0};
+    note(&sentinels[CLOCK], seen.clock, USUAL);
+    if (shares) note(&sentinels[MEMORY], seen.memory, BEST);
+    return seen;
+}
+
+/* How far a group between two looks is from what is tolerated (1: just tolerated). */
+static double disturbance(struct look before, struct look after, int shares) {
+    const struct sentinel *clock = &sentinels[CLOCK], *memory = &sentinels[MEMORY];
+    double ratio = larger(before.clock, after.clock) / clock->reference;
+    double change = larger(before.clock / after.clock, after.clock / before.clock);
+    double worst = larger(change / (1 + clock->tolerance), larger(ratio, 1 / ratio) / FARTHEST_CLOCK);
+    if (!shares) return worst;
+    double best = memory->usual;
+    if (memory->reference > 0 && memory->reference < best) best = memory->reference;
+    return larger(worst, larger(before.memory, after.memory) / (best * (1 + memory->tolerance)));
+}
+
+/* Whether a job may need more than the core's own cache: a network's weights are in its library. */
+static int needs_shared(const struct job *job, size_t cache) {
+    size_t bytes = 0;
+    for (int k = 0; k < BUFFERS; k++) bytes += job->sizes[k];
+    bytes *= sizeof(float);
+    struct stat status;
+    if (job->network && !stat(job->library, &status)) bytes += (size_t)status.st_size;
+    return bytes > cache / 2;
 }
 
 /* How many calls have weights of their own. */
@@ -254,7 +297,7 @@ static int load(struct job *job, int number) {
 int main(void) {
     struct job *jobs = NULL;
     int count = 0, cpu, cpus = 0, rounds = 10, seed = 1;
-    size_t flush = 0;
+    size_t flush = 0, cache = 0;
     cpu_set_t set;
     CPU_ZERO(&set);
     double sample_ns = 50000;
@@ -271,6 +314,7 @@ int main(void) {
                 cpus++;
             }
         } else if (!strcmp(word, "threads")) sscanf(line, "%*s %d", &threads);
+        else if (!strcmp(word, "cache")) sscanf(line, "%*s %zu", &cache);
         else if (!strcmp(word, "flush")) sscanf(line, "%*s %zu", &flush);
         else if (!strcmp(word, "rounds")) sscanf(line, "%*s %d", &rounds);
         else if (!strcmp(word, "sample_ns")) sscanf(line, "%*s %lf", &sample_ns);
@@ -304,12 +348,15 @@ int main(void) {
     for (int i = 0; i < count; i++) {
         if (load(&jobs[i], i)) continue;
         order[usable++] = i;
+        jobs[i].shares = flush || needs_shared(&jobs[i], cache);
         for (int k = 0; k < BUFFERS; k++)
             if (jobs[i].sizes[k] > largest[k]) largest[k] = jobs[i].sizes[k];
     }
     flushed_floats = flush / sizeof(float);
     if (flushed_floats && largest[WEIGHTS] < ARENA_FLOATS) largest[WEIGHTS] = ARENA_FLOATS;
-    size_t streamed = flushed_floats > STREAM_FLOATS ? flushed_floats : STREAM_FLOATS;
+    windows = OWN_CACHES * cache / (WINDOW_FLOATS * sizeof(float)) + 1;
+    size_t streamed = WINDOW_FLOATS * windows;
+    if (streamed < flushed_floats) streamed = flushed_floats;
     stream = calloc(streamed, sizeof(float));
     if (!stream) {
         puts("fatal out of memory");
@@ -339,7 +386,16 @@ int main(void) {
     puts("started");
     fflush(stdout);
 
-    for (int i = 0; i < 200; i++) disturbance();
+    /* what the sentinels can do while the jobs run: many processors lower the clock for wide vectors */
+    int known = sentinels[CLOCK].reference > 0, looks = known ? WARM_UPS : 10 * WARM_UPS;
+    double warm_ns = 0, enough_ns = known ? WARM_NS : 10 * WARM_NS;
+    for (int i = 0; usable && i < looks && (i < WARM_UPS / 4 || warm_ns < enough_ns); i++) {
+        const struct job *job = &jobs[order[i % usable]];
+        warm_ns += run_job(job, job->inner);
+        if (i >= WARM_UPS / 8) look(1);
+    }
+    if (!known) sentinels[CLOCK].reference = sentinels[CLOCK].usual;
+
     long groups = 0, rejected = 0, unsettled = 0;
     static double scratch[GROUP], calmest[GROUP];
     for (int round = 0; round < rounds; round++) {
@@ -349,22 +405,26 @@ int main(void) {
             order[other] = kept;
         }
         for (int first = 0; first < usable;) {
-            int last = first;
+            int last = first, shares = 0;
             double planned = 0;
-            while (last < usable && last - first < GROUP && (planned < GROUP_NS || last == first))
+            while (last < usable && last - first < GROUP && (planned < GROUP_NS || last == first)) {
+                shares |= jobs[order[last]].shares;
                 planned += jobs[order[last++]].expected_ns;
+            }
             double least = 1e18;
             for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
-                double before = disturbance();
+                struct look before = look(shares);
                 for (int k = first; k < last; k++) {
                     struct job *job = &jobs[order[k]];
                     prepare(job);
                     scratch[k - first] = run_job(job, job->inner) / job->inner;
                 }
-                double after = disturbance(), worse = before > after ? before : after;
+                struct look after = look(shares);
+                double worse = disturbance(before, after, shares);
+                double slower = (before.clock + after.clock) / 2 / sentinels[CLOCK].reference;
                 if (worse < least) {
                     least = worse;
-                    memcpy(calmest, scratch, sizeof(double) * (size_t)(last - first));
+                    for (int k = 0; k < last - first; k++) calmest[k] = scratch[k] / slower;
                 }
                 if (worse <= 1.0) break;
                 rejected++;
@@ -389,7 +449,8 @@ int main(void) {
     }
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    printf("done %.1f %.1f %ld %ld %ld %ld\n", sentinels[CLOCK].floor, sentinels[MEMORY].floor, groups,
-           rejected, unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
+    double clock_ns = unsettled < groups ? sentinels[CLOCK].reference : sentinels[CLOCK].usual;
+    printf("done %.1f %.1f %ld %ld %ld %ld\n", clock_ns, sentinels[MEMORY].usual, groups, rejected,
+           unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
     return 0;
 }

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bignas.supernet.ranking import spearman
 
-__all__ = ["Values", "coverage", "mape", "spearman", "within"]
+__all__ = ["Values", "coverage", "mape", "spearman", "spread", "within"]
 
 Values: TypeAlias = Sequence[float] | NDArray[np.float64]
 
@@ -45,3 +45,13 @@ def _paired(first: Values, second: Values) -> tuple[NDArray[np.float64], NDArray
     if left.ndim != 1 or left.shape != right.shape or len(left) == 0:
         raise ValueError(f"expected two equally long lists, got {left.shape} and {right.shape}")
     return left, right
+
+
+def spread(repeated_ms: NDArray[np.float64]) -> float:
+    """Return the relative standard deviation of repeated measurements [n, repetitions].
+
+    That of the same thing measured again, pooled over all n; 0 for fewer than two repetitions.
+    """
+    if repeated_ms.shape[1] < 2:
+        return 0.0
+    return float(np.sqrt(np.log(repeated_ms).var(axis=1, ddof=1).mean()))

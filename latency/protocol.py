@@ -5,9 +5,12 @@
 - Candidates are interleaved round by round in random order, so that drift hits all alike
   (google/benchmark's random interleaving, docs/random_interleaving.md).
 - Two sentinels run around each group of samples: dependent arithmetic, which shows the clock, and
-  a stream through the shared cache, which shows other users of it. Groups in which one was slower
-  than it can be are repeated; what a sentinel can do is remembered from process to process.
-  Samples are never judged by their own length, so their quantiles stay honest.
+  a stream through the shared cache, which shows other users of it. Groups during which the clock
+  changed, or that need the shared cache while it is slower than it can be, are repeated. Samples
+  are never judged by their own length, so their quantiles stay honest.
+- Clocks rise and fall in steps of a few percent with what else a processor does. Samples are given
+  at one reference clock, by the sentinel around them: what the machine usually runs at under such
+  load, found by the first process and remembered from process to process.
 - A kernel is measured in the state of the caches that it will meet: when the weights of its network
   exceed the core's own cache (`Settings.flush_bytes`), they come from the shared one.
 - The measuring program is the same on every machine; a `Program` tells how it is started on one.
@@ -23,7 +26,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
@@ -68,22 +71,27 @@ PAUSE_SECONDS = 1.0  # before that: disturbances on shared machines last for sec
 class Settings:
     """How to measure: rounds (samples a job), length of a sample, tolerated drift of the sentinels.
 
+    That of the clock is a change within a group of samples, that of the memory a slower stream.
+
     A measuring process that says nothing for `stall_seconds` hangs, and is killed. When more than a
     few groups of samples stay disturbed to the end, all is measured again after a pause, up to
     `attempts` times in all, and the calmest attempt counts. With `flush_bytes`, the size of a
     core's own cache, the weights of kernels are not in it when a call starts. Kernels run on
-    `threads` threads; a network has its own, but needs as many cores.
+    `threads` threads; a network has its own, but needs as many cores. What a sentinel can do is
+    remembered for each `isa`, the processor that the jobs were compiled for: wide vectors lower the
+    clock of many processors.
     """
 
     rounds: int = 20
     sample_us: float = 50.0
-    clock_drift: float = 0.05
+    clock_drift: float = 0.03
     memory_drift: float = 0.20
     seed: int = 1
     stall_seconds: float = 60.0
     attempts: int = 1
     flush_bytes: int = 0
     threads: int = 1
+    isa: str = "any"
 
     def __post_init__(self) -> None:
         lengths = (self.sample_us, self.clock_drift, self.memory_drift, self.stall_seconds)
@@ -244,7 +252,10 @@ def measure_with(
 
 @dataclass(frozen=True, slots=True)
 class Sentinels:
-    """What the sentinels can do on this machine, in nanoseconds; 0: not known."""
+    """What the sentinels read on this machine; 0: not known.
+
+    The clock's is a reference that everything is measured at, the memory's the best that was seen.
+    """
 
     clock_ns: float = 0.0
     memory_ns: float = 0.0
@@ -254,15 +265,15 @@ class Sentinels:
         """Return what earlier processes found; nothing when the file is missing or damaged."""
         try:
             content = json.loads(path.read_bytes())
-            return cls(float(content["clock_ns"]), float(content["memory_ns"]))
+            return cls(*(float(content[one.name]) for one in fields(cls)))
         except (OSError, ValueError, KeyError, TypeError):
             return cls()
 
     def remember(self, path: Path, found: "Sentinels", reached: bool) -> None:
-        """Keep the better figures; a reference that nothing reaches any more is replaced."""
-        if reached and self.clock_ns and self.memory_ns:
-            clock_ns = min(self.clock_ns, found.clock_ns)
-            found = Sentinels(clock_ns, min(self.memory_ns, found.memory_ns))
+        """Keep reference and best figures; what nothing comes near any more is replaced."""
+        if reached and self != Sentinels():
+            memory_ns = min(self.memory_ns or found.memory_ns, found.memory_ns or self.memory_ns)
+            found = Sentinels(self.clock_ns, memory_ns)
         if found != self:
             write_atomically(path, json.dumps(asdict(found)).encode())
 
@@ -290,7 +301,7 @@ class _LocalProgram:
     def __init__(self, settings: Settings) -> None:
         path = build_harness(probe_local().target)
         self.command = (str(path),)
-        self.references = path.with_suffix(f".{settings.threads}.json")
+        self.references = path.with_suffix(f".{settings.isa}.{settings.threads}.json")
         self.patience_seconds = settings.stall_seconds
         self._threads = settings.threads
         self._before = _steal()
@@ -298,7 +309,8 @@ class _LocalProgram:
     def script(self, jobs: Sequence[Job], settings: Settings, sentinels: Sentinels) -> str:
         cores = [f"cpu {core}" for core in measuring_cores(settings.threads)]
         lines = [job_lines(job, str(job.library)) for job in jobs]
-        return "\n".join([*cores, *setting_lines(settings, sentinels), *lines, "run", ""])
+        lines = [*setting_lines(settings, sentinels, own_cache_bytes()), *lines]
+        return "\n".join([*cores, *lines, "run", ""])
 
     def heed(self, line: str) -> None:
         pass
@@ -417,9 +429,13 @@ def ended_when_silent(
         thread.join()
 
 
-def setting_lines(settings: Settings, sentinels: Sentinels) -> list[str]:
-    """Return what the measuring program reads before the jobs; the cores to run on come first."""
+def setting_lines(settings: Settings, sentinels: Sentinels, cache_bytes: int) -> list[str]:
+    """Return what the measuring program reads before the jobs; the cores to run on come first.
+
+    `cache_bytes` is the size of a core's own cache.
+    """
     return [
+        f"cache {cache_bytes}",
         f"threads {settings.threads}",
         f"flush {settings.flush_bytes}",
         f"rounds {settings.rounds}",

@@ -338,8 +338,9 @@ class _RemoteProgram:
         lines = [job_lines(job, f"./{names[job.library]}") for job in jobs]
         self._hung, self._lost, self._status = False, None, None
         self._looks = []
-        script = "\n".join([*setting_lines(settings, sentinels), *lines, "run", ""])
-        return request.to_line() + script
+        cache_bytes = _remote(self._device).own_cache_bytes
+        settled = setting_lines(settings, sentinels, cache_bytes)
+        return request.to_line() + "\n".join([*settled, *lines, "run", ""])
 
     def heed(self, line: str) -> None:
         if line.startswith(Sign.MACHINE):

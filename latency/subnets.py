@@ -38,8 +38,12 @@ def measure_subnets(
     recorder: Recorder,
     settings: Settings = SUBNET_SETTINGS,
     progress: Callable[[int, int, int], None] | None = None,
+    processes: int = 1,
 ) -> list[Measurement]:
     """Link and measure subnets together, interleaved, and return their records.
+
+    With several `processes` all are measured in one after the other: the records of the first one,
+    then those of the second.
 
     Raises:
         KeyError: a kernel of a subnet is not tuned.
@@ -53,10 +57,11 @@ def measure_subnets(
             network = build_network(graph, schedules_of(kernels), cache, device.threads)
             path.write_bytes(network.library)
             jobs.append(NetworkJob(path))
-        settings = replace(settings, threads=device.threads)
-        report = measure_on(device, jobs, settings, progress)
+        settings = replace(settings, threads=device.threads, isa=device.target.cpu)
+        reports = [measure_on(device, jobs, settings, progress) for _ in range(processes)]
     return [
         recorder.network(space, architecture, result, report.environment)
+        for report in reports
         for architecture, result in zip(architectures, report.results, strict=True)
     ]
 

@@ -106,7 +106,12 @@ class Tuner:
             for one, schedule in pairs
         ]
         device = self.device
-        settings = replace(settings, threads=device.threads, flush_bytes=self.flush_bytes)
+        settings = replace(
+            settings,
+            threads=device.threads,
+            isa=device.target.cpu,
+            flush_bytes=self.flush_bytes,
+        )
         report = measure_on(device, jobs, settings)
         records = [
             self.recorder.kernel(one, schedule, result, report.environment)

@@ -147,6 +147,8 @@ class SearchResult:
 
     `binary_agreement` is the share of test images on which the binary and the supernet's child give
     the same class. `front` and `finalists` were all measured. `bundles` are folders, by device.
+    `headroom` is the share of each budget that was to be left, as the same binary is slower at
+    times.
     """
 
     space: str
@@ -161,6 +163,7 @@ class SearchResult:
     evaluated: int
     suggested: int
     accuracy: AccuracyUse | None = None  # of the accuracy predictor, if there was one
+    headroom: float = 0.0
 
     @property
     def device(self) -> str:
@@ -180,6 +183,7 @@ class SearchResult:
             "space": self.space,
             "budget_ms": self.config.budget_ms,
             "confidence": self.config.confidence,
+            "headroom": self.headroom,
             "limits": self.config.limits.given(),
             "objective": self.config.objective.value,
             "best": {**self.best.to_dict(), "test_top1": self.test_top1},

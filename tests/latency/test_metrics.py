@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bignas.latency.metrics import coverage, mape, spearman, within
+from bignas.latency.metrics import coverage, mape, spearman, spread, within
 
 
 def test_a_perfect_prediction_has_perfect_figures() -> None:
@@ -31,6 +31,15 @@ def test_ranks_ignore_the_scale_and_are_undefined_for_constants() -> None:
 
 def test_coverage_counts_the_ends_of_an_interval() -> None:
     assert coverage([1, 1, 1], [2, 2, 2], [1, 2, 2.1]) == pytest.approx(2 / 3)
+
+
+def test_the_spread_is_that_of_repetitions_whatever_is_repeated() -> None:
+    random = np.random.default_rng(0)
+    true_ms = np.exp(random.normal(0, 1, (200, 1)))
+    noise = np.exp(random.normal(0, 0.02, (200, 3)))
+    assert spread(true_ms * noise) == pytest.approx(0.02, rel=0.1)
+    assert spread(true_ms * np.ones((200, 3))) == pytest.approx(0, abs=1e-12)
+    assert spread(true_ms) == 0
 
 
 @pytest.mark.parametrize(("first", "second"), [([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0])])

@@ -233,7 +233,10 @@ def test_references_of_sentinels_only_get_better_while_they_are_reached(tmp_path
     known = Sentinels.recall(path)
     known.remember(path, Sentinels(90.0, 950.0), reached=True)
     known = Sentinels.recall(path)
-    assert known == Sentinels(90.0, 900.0)
+    assert known == Sentinels(100.0, 900.0)
+    known.remember(path, Sentinels(100.0, 0.0), reached=True)  # nothing needed the memory
+    known = Sentinels.recall(path)
+    assert known == Sentinels(100.0, 900.0)
     known.remember(path, Sentinels(120.0, 990.0), reached=False)
     assert Sentinels.recall(path) == Sentinels(120.0, 990.0)
 

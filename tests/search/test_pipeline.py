@@ -287,3 +287,31 @@ def test_a_search_delivers_a_bundle_that_agrees_with_the_child(
     assert bundle.manifest.measured is not None
     assert bundle.manifest.architecture == result.best.architecture.to_dict()
     assert bench_bundle(bundle).latency_ms > 0
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_the_more_processes_differ_the_more_of_a_budget_is_left(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch, noise: float
+) -> None:
+    space = _space()
+    random = np.random.default_rng(0)
+    trials = [Trial(one, 1.0, 1.0, 0.5) for one in draw_children(space, 40, seed=0)]
+    tables = iter([np.exp(random.normal(0, noise, (len(trials), 3)))])
+    monkeypatch.setattr(pipeline._Search, "_measure_at", lambda *_: next(tables))
+    with Store.open() as store:
+        device = store.device("local")
+        site = Site(device, ObjectCache(device.target), _predictor(space), 1.0)
+        checkpoint = _checkpoint(space, data)
+        search = pipeline._Search(
+            checkpoint.network(),
+            checkpoint,
+            data,
+            store,
+            [site],
+            SearchConfig(1.0),
+            tmp_path,
+            print,
+        )
+        candidates = search._measure(trials)
+    assert search.headroom == pytest.approx(max(pipeline.HEADROOM, 3 * noise), rel=0.3)
+    assert len(candidates) == len(trials)
