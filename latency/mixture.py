@@ -27,7 +27,7 @@ __all__ = ["Mixture", "fit_mixture", "prior_weights"]
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-DRAWS = 512
+DRAWS = 2048
 MISSING = 0.5  # probability that a component is missing in a draw
 LOG_NOISE = (-4.0, 2.0)  # normal prior of the logarithm of the share of noise
 CONSTANT = 100.0  # variance of the intercept

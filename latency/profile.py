@@ -2,11 +2,14 @@
 
 Everything measured is in the store as soon as it is measured; the next run takes what is there and
 goes on with what is missing, so an interruption loses at most the batch under way.
+
+When everything is there, everything is measured once more. On a shared machine whole minutes are
+slower than others, and no sentinel sees all of it; of two measurements the faster one counts.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,7 +28,12 @@ from bignas.latency.held_out import held_out_error
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile_plan import SUBNET_BATCH, SUBNET_COST, Batch, ProfilePlanner
-from bignas.latency.subnets import measure_subnets, measured_subnets, typical_weights_bytes
+from bignas.latency.subnets import (
+    measure_subnets,
+    measured_subnets,
+    subnet_measurements,
+    typical_weights_bytes,
+)
 from bignas.latency.tuned import failed_kernels, kernel_table, tuned_kernels
 from bignas.latency.tuning import BATCH, Tuner
 from bignas.supernet.space import Architecture, SearchSpace, StageChoice
@@ -45,6 +53,8 @@ LOCK = "profiling.lock"  # in the cache folder
 PATIENCE_SECONDS = 60.0  # that the last measurements wait for another profiler
 FIRST_SHARE = 0.25  # of the time, is for the first subnets if there are none by then
 FIRST_KERNELS = 72  # with so many a target error is worth looking at
+CHECKS = 2  # measurements of everything, the first one included
+CHECK_BATCH = 200  # kernels that are measured once more in one process
 ERROR_STEP = 1.3  # growth of what is measured, after which the error is estimated again
 
 
@@ -53,6 +63,7 @@ class Phase(StrEnum):
 
     KERNELS = "kernels"
     SUBNETS = "subnets"
+    CHECKS = "checks"
 
 
 class StopReason(StrEnum):
@@ -168,7 +179,8 @@ def profile_space(
     """Measure kernels and subnets until all are there, the time is up or the error is low enough.
 
     What comes next is chosen batch by batch by what the store holds (`ProfilePlanner`). In any case
-    there is a first batch of kernels and of subnets in the end. `target_error` is a fraction, held
+    there is a first batch of kernels and of subnets in the end. Once everything is measured, it is
+    measured again (`CHECKS`), as far as the time lasts. `target_error` is a fraction, held
     against `held_out_error`. Profilers that share a cache folder take turns, batch by batch: they
     neither disturb each other nor measure anything twice.
 
@@ -209,6 +221,7 @@ class _Profile:
         self._lock = cache_folder() / LOCK
         self._tried: set[Workload] = set()
         self._given_up: set[Architecture] = set()  # measured by this run, with success or without
+        self._checked: set[Workload | Architecture] = set()  # by this run, likewise
         self._rejected = 0
         self._error: float | None = None
         self._error_at = 0  # how much was measured when the error was estimated
@@ -244,9 +257,10 @@ class _Profile:
                 if late or not held:
                     return StopReason.TIME
                 batch = self._next_batch(state)
-                if not batch.kernels and not batch.subnets:
+                if batch.kernels or batch.subnets:
+                    self._take_step(batch, state)
+                elif not self._check(state):
                     return StopReason.COMPLETE
-                self._take_step(batch, state)
                 started = True
 
     def _next_batch(self, state: "_State") -> Batch:
@@ -291,26 +305,58 @@ class _Profile:
             self._rejected += self._tuner.tune(kernels)
             self._report(Phase.KERNELS)
             return
+        self._measure_subnets(batch.subnets)
+        self._given_up.update(batch.subnets)
+        self._report(Phase.SUBNETS)
+
+    def _measure_subnets(self, architectures: Sequence[Architecture]) -> None:
         tuner = self._tuner
         records = measure_subnets(
             self._space,
-            batch.subnets,
+            architectures,
             tuned_kernels(tuner.store, tuner.device.name),
             tuner.device,
             tuner.cache,
             tuner.recorder,
         )
         tuner.store.add_measurements(records)
-        self._given_up.update(batch.subnets)
-        self._report(Phase.SUBNETS)
+
+    def _check(self, state: "_State") -> bool:
+        """Measure some of what was measured once only; False when there is nothing left."""
+        kernels = [one for one in state.unchecked_kernels if one not in self._checked]
+        if kernels:
+            chosen = kernels[:CHECK_BATCH]
+            tuned = tuned_kernels(self._tuner.store, self._tuner.device.name)
+            self._checked.update(chosen)
+            self._rejected += self._tuner.check([(one, tuned[one].schedule) for one in chosen])
+        else:
+            subnets = [one for one in state.unchecked_subnets if one not in self._checked]
+            if not subnets:
+                return False
+            self._checked.update(subnets[:SUBNET_BATCH])
+            self._measure_subnets(subnets[:SUBNET_BATCH])
+        self._report_checks()
+        return True
 
     # What is known
 
     def _look(self) -> "_State":
         store, device = self._tuner.store, self._tuner.device.name
         kernels = tuned_kernels(store, device)
-        networks = measured_subnets(store, device, self._space, code_hash())
-        return _State({one: entry.latency_us for one, entry in kernels.items()}, dict(networks))
+        networks = subnet_measurements(store, device, self._space, code_hash())
+        wanted = set(self._wanted)
+        return _State(
+            table={one: entry.latency_us for one, entry in kernels.items()},
+            networks={one: min(medians_ms) for one, medians_ms in networks.items()},
+            unchecked_kernels=tuple(
+                one
+                for one, entry in kernels.items()
+                if entry.measurements < CHECKS and one in wanted
+            ),
+            unchecked_subnets=tuple(
+                one for one, medians_ms in networks.items() if len(medians_ms) < CHECKS
+            ),
+        )
 
     def _reached(self, state: "_State") -> bool:
         """Return whether the error is low enough; estimate it anew when there is reason to.
@@ -345,6 +391,16 @@ class _Profile:
         kernels = len(state.table.keys() & set(self._wanted))
         return kernels, len(state.networks)
 
+    def _report_checks(self) -> None:
+        if self._progress is None:
+            return
+        state = self._look()
+        left = len(state.unchecked_kernels) + len(state.unchecked_subnets)
+        total = len(state.table.keys() & set(self._wanted)) + len(state.networks)
+        self._progress(
+            ProfileProgress(Phase.CHECKS, total - left, total, self._rejected, 0.0, self._error)
+        )
+
     def _report(self, phase: Phase) -> None:
         if self._progress is None:
             return
@@ -368,10 +424,15 @@ class _Profile:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What the store holds: microseconds of kernels, milliseconds of subnets."""
+    """What the store holds: microseconds of kernels, milliseconds of subnets.
+
+    And which of those were measured once only.
+    """
 
     table: dict[Workload, float]
     networks: dict[Architecture, float]
+    unchecked_kernels: tuple[Workload, ...]
+    unchecked_subnets: tuple[Architecture, ...]
 
 
 def fit_predictor(

@@ -72,8 +72,18 @@ class PublishedTable:
 
     def macs(self) -> Array | None:
         """Multiply-accumulates [n] where the space is a known one, up to a constant; else None."""
-        costs = _option_macs(self.options)
-        return None if costs is None else self.one_hot() @ np.concatenate(costs)
+        costs = _option_costs(self.options)
+        return None if costs is None else self.one_hot() @ costs[:, 0]
+
+    def estimates(self) -> Array:
+        """Physical quantities [m, n] that latencies may be proportional to.
+
+        Layers, and in a known space MACs and what they consist of.
+        """
+        costs = _option_costs(self.options)
+        if costs is None:
+            return self.layers()[None]
+        return np.vstack([(self.one_hot() @ costs).T, self.layers()])
 
     def layers(self) -> Array:
         """How many positions are not skipped, [n]."""
@@ -82,12 +92,11 @@ class PublishedTable:
 
     def problem(self, sources: Sequence[str]) -> TransferProblem:
         """The transfer from these devices to one that is not in the table, or not among them."""
-        estimates = [one for one in (self.macs(), self.layers()) if one is not None]
         return TransferProblem(
             features=self.one_hot(),
             partitions=self._partitions(),
             sources_ms=self.latencies(sources),
-            estimates=np.array(estimates),
+            estimates=self.estimates(),
         )
 
     def _name_numbers(self) -> Integers:
@@ -115,16 +124,19 @@ _FBNET_STEM = (16, 112)  # channels and height
 _CELL_EDGES = 6  # of NAS-Bench-201 (Dong and Yang, ICLR 2020)
 
 
-def _option_macs(options: tuple[tuple[str, ...], ...]) -> list[Array] | None:
-    """For each position the MACs of its options, or None for an unknown space."""
+def _option_costs(options: tuple[tuple[str, ...], ...]) -> Array | None:
+    """What every option of every position costs [columns, quantities], or None for unknown spaces.
+
+    MACs come first.
+    """
     blocks = sum(count for _, count, _ in _FBNET_STAGES)
     names = {name for one in options for name in one}
     working = {name for name in names if not _SKIPPED.search(name)}
     if len(options) == blocks and all(_BLOCK.fullmatch(name) for name in working):
-        return _fbnet_macs(options)
+        return _fbnet_costs(options)
     if len(options) == _CELL_EDGES and any(_CONV.search(name) for name in working):
         # all cells have the same MACs, and so all positions
-        return [np.array([_conv_macs(name) for name in one]) for one in options]
+        return np.array([[_conv_macs(name)] for one in options for name in one])
     return None
 
 
@@ -133,36 +145,41 @@ def _conv_macs(name: str) -> float:
     return float(found[1]) ** 2 if found else 0.0
 
 
-def _fbnet_macs(options: tuple[tuple[str, ...], ...]) -> list[Array]:
+def _fbnet_costs(options: tuple[tuple[str, ...], ...]) -> Array:
     channels, height = _FBNET_STEM
-    costs = []
-    position = 0
+    costs: list[tuple[float, ...]] = []
+    remaining = iter(options)
     for width, count, first_stride in _FBNET_STAGES:
         for block in range(count):
             out_height = height // first_stride if block == 0 else height
-            costs.append(
-                np.array(
-                    [
-                        _block_macs(name, channels, width, height, out_height)
-                        for name in options[position]
-                    ]
-                )
-            )
-            position += 1
+            costs += [
+                _block_costs(name, channels, width, height, out_height) for name in next(remaining)
+            ]
             channels, height = width, out_height
-    return costs
+    return np.array(costs)
 
 
-def _block_macs(name: str, channels: int, width: int, height: int, out_height: int) -> float:
-    """MACs of an inverted residual block, of a pointwise convolution where a skip changes shape."""
+def _block_costs(
+    name: str, channels: int, width: int, height: int, out_height: int
+) -> tuple[float, ...]:
+    """MACs, those of pointwise and of depthwise convolutions, values moved, and weights.
+
+    Of an inverted residual block, or of a pointwise convolution where a skip changes shape.
+    """
+    ends = channels * height**2 + width * out_height**2
     found = _BLOCK.fullmatch(name)
     if found is None:
-        same = channels == width and height == out_height
-        return 0.0 if same else float(channels * width * out_height**2)
+        if channels == width and height == out_height:
+            return (0.0,) * 5
+        pointwise = float(channels * width * out_height**2)
+        return pointwise, pointwise, 0.0, float(ends), float(channels * width)
     kernel, expand, groups = int(found[1]), int(found[2]), int(found[3] or 1)
     inner = channels * expand
-    pointwise = (channels * height**2 + width * out_height**2) * inner / groups
-    return float(pointwise + kernel**2 * inner * out_height**2)
+    pointwise = ends * inner / groups
+    depthwise = float(kernel**2 * inner * out_height**2)
+    moved = float(ends + 2 * inner * (height**2 + out_height**2))
+    weights = (channels + width) * inner / groups + kernel**2 * inner
+    return pointwise + depthwise, pointwise, depthwise, moved, weights
 
 
 # --- reading NPZ ----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The kernel table of a device: for each workload the best schedule found, and its latency."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bignas.compile.codegen import code_hash
 from bignas.compile.fusion import fuse_graph
@@ -28,11 +28,15 @@ TRIES = 2  # a kernel that failed in so many sessions is not tried again: the fi
 
 @dataclass(frozen=True, slots=True)
 class TunedKernel:
-    """A workload's best schedule and its latency in microseconds (low quantile)."""
+    """A workload's best schedule and its latency in microseconds (low quantile).
+
+    It is the fastest of so many `measurements` with so many `samples`.
+    """
 
     schedule: Schedule
     latency_us: float
     samples: int
+    measurements: int = 1
 
 
 def tuned_kernels(store: Store, device: str) -> dict[Workload, TunedKernel]:
@@ -40,7 +44,7 @@ def tuned_kernels(store: Store, device: str) -> dict[Workload, TunedKernel]:
 
     All candidates of a workload are measured briefly, the winner again and longer. The winner of a
     few noisy samples looks faster than it is, so a longer measurement always replaces a shorter
-    one.
+    one. Of equally long ones the fastest counts: the others were disturbed.
     """
     return best_kernels(store.kernel_measurements(device, code_hash=code_hash()))
 
@@ -53,10 +57,15 @@ def best_kernels(measurements: Iterable[Measurement]) -> dict[Workload, TunedKer
             continue
         schedules = longest.setdefault(item.workload, {})
         known = schedules.get(item.schedule)
-        if known is None or len(item.samples_ns) >= known.samples:
+        count, latency_us = len(item.samples_ns), item.low_ns / 1e3
+        if known is None or count > known.samples:
             schedule = known.schedule if known else Schedule.from_text(item.schedule)
-            schedules[item.schedule] = TunedKernel(
-                schedule, item.low_ns / 1e3, len(item.samples_ns)
+            schedules[item.schedule] = TunedKernel(schedule, latency_us, count)
+        elif count == known.samples:
+            schedules[item.schedule] = replace(
+                known,
+                latency_us=min(known.latency_us, latency_us),
+                measurements=known.measurements + 1,
             )
     best: dict[Workload, TunedKernel] = {}
     for workload, schedules in longest.items():

@@ -94,6 +94,18 @@ class Tuner:
         self.store.add_measurements([*trials, *finals, *unbuilt])
         return report.rejected + final_report.rejected
 
+    def check(self, kernels: Sequence[RequestedObject]) -> int:
+        """Measure winners once more, as long as before; commit and return rejected rounds.
+
+        Raises as `tune` does.
+        """
+        built = self._build_all(kernels)
+        usable = [(workload, schedule) for workload, schedule, error in built if error is None]
+        with _library(usable, self.cache) as library:
+            records, report = self._measure(usable, library, FINAL)
+        self.store.add_measurements(records)
+        return report.rejected
+
     def _candidates(self, workload: Workload) -> Sequence[Schedule]:
         return candidates(workload, self.device.target, self.device.threads)
 
