@@ -141,7 +141,7 @@ static int ascending(const void *left, const void *right) {
 static void note(struct sentinel *it, double reading, double percentile) {
     static double sorted[HISTORY];
     it->readings[it->count++ % HISTORY] = reading;
-    if (it->count < 50 ? it->count != 1 : it->count % 50) return;
+    if (it->count < 50 ? it->count % 10 != 1 : it->count % 50) return;
     size_t size = it->count < HISTORY ? (size_t)it->count : HISTORY;
     memcpy(sorted, it->readings, size * sizeof *sorted);
     qsort(sorted, size, sizeof *sorted, ascending);
