@@ -14,7 +14,7 @@
 - A kernel is measured in the state of the caches that it will meet: when the weights of its network
   exceed the core's own cache (`Settings.flush_bytes`), they come from the shared one.
 - The measuring program is the same on every machine; a `Program` tells how it is started on one.
-- Every raw sample is kept, and so is what the machine was doing meanwhile.
+- Every sample is kept, at that clock, and so is what the machine was doing meanwhile.
 """
 
 import contextlib
@@ -364,7 +364,7 @@ def _run(
                     found = Sentinels(float(rest[0]), float(rest[1]))
                     counts = [int(one) for one in rest[2:]]
                     outcome.groups, outcome.rejected, outcome.unsettled, outcome.switches = counts
-                    reached = outcome.unsettled < outcome.groups
+                    reached = not outcome.groups or outcome.unsettled < outcome.groups
                     sentinels.remember(program.references, found, reached)
                     finished = True
                 case "samples":

@@ -225,6 +225,14 @@ def test_the_sentinels_are_not_computed_by_the_compiler(library: Path) -> None:
     assert readings["memory_ns"] > 1000
 
 
+def test_jobs_that_cannot_be_loaded_leave_the_references_alone(library: Path) -> None:
+    measure(kernels(library, "fast"), QUICK)
+    (path,) = cache_folder().glob(f"harness-*.{QUICK.isa}.{QUICK.threads}.json")
+    before = Sentinels.recall(path)
+    measure(kernels(library, "no_such_symbol"), QUICK)
+    assert Sentinels.recall(path) == before != Sentinels()
+
+
 def test_references_of_sentinels_only_get_better_while_they_are_reached(tmp_path: Path) -> None:
     path = tmp_path / "sentinels.json"
     known = Sentinels.recall(path)
