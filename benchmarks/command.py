@@ -1,15 +1,15 @@
-"""What the benchmarks on recorded tables share: errors in one line, JSON on standard output."""
+"""What benchmarks share: errors in one line, JSON documents, and going on where one was stopped."""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bignas.device_db.errors import BignasError, InputError
 from bignas.device_db.files import write_atomically
 
-__all__ = ["names", "progress", "run"]
+__all__ = ["conclude", "names", "planned", "progress", "remembered", "run"]
 
 
 def run(measure: Callable[[], dict[str, Any]], as_json: bool, results: Path | None) -> int:
@@ -30,6 +30,54 @@ def run(measure: Callable[[], dict[str, Any]], as_json: bool, results: Path | No
     text = json.dumps(document, indent=1)
     print(text if as_json else text.replace('"', ""))
     return 0
+
+
+def conclude(
+    measure: Callable[[], dict[str, Any]],
+    path: Path,
+    brief: Callable[[dict[str, Any]], dict[str, Any]],
+) -> int:
+    """Write what `measure` returns to a file and print it in brief, or one line of error.
+
+    Returns the exit code.
+    """
+
+    def measure_and_write() -> dict[str, Any]:
+        document = measure()
+        write_atomically(path, f"{json.dumps(document, indent=1)}\n".encode())
+        return brief(document)
+
+    return run(measure_and_write, as_json=False, results=None)
+
+
+def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the document at `path`, or make it and write it there.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not path.exists():
+        write_atomically(path, f"{json.dumps(make(), indent=1)}\n".encode())
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged; choose another --out folder") from error
+    return document
+
+
+def planned(
+    path: Path, asked: Mapping[str, Any], make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the plan of a benchmark that was interrupted, or make that of a new one.
+
+    Raises:
+        InputError: the folder holds a benchmark that was asked for something else.
+    """
+    found = remembered(path, lambda: {"asked": asked, "plan": make()})
+    if found.get("asked") != json.loads(json.dumps(asked)):
+        raise InputError(f"{path.parent} holds another benchmark; choose another --out folder")
+    plan: dict[str, Any] = found["plan"]
+    return plan
 
 
 def _read(results: Path) -> list[dict[str, Any]]:

@@ -20,18 +20,17 @@ it was stopped.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command import names, run
-from searching import ANY_LATENCY_MS, Laboratory, open_laboratory, planned, remembered
+from command import conclude, names, planned, remembered
+from searching import ANY_LATENCY_MS, Laboratory, open_laboratory
 
 from bignas.device_db.errors import InfeasibleBudgetError, InputError
-from bignas.device_db.files import require_writable, write_atomically
+from bignas.device_db.files import require_writable
 from bignas.search.constraint import Limits
 from bignas.search.many import measure_together
 from bignas.supernet.space import Architecture
@@ -250,12 +249,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args(arguments)
 
-    def measure() -> dict[str, Any]:
-        document = measure_awareness(options)
-        write_atomically(options.json, f"{json.dumps(document, indent=1)}\n".encode())
-        return {name: value for name, value in document.items() if name != "contests"}
-
-    return run(measure, as_json=False, results=None)
+    return conclude(
+        lambda: measure_awareness(options),
+        options.json,
+        lambda document: {name: one for name, one in document.items() if name != "contests"},
+    )
 
 
 if __name__ == "__main__":

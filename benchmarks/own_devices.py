@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command import names, progress, run
+from command import conclude, names, planned, progress, remembered
 
 from bignas.device_db.database import URL_VARIABLE
 from bignas.device_db.errors import InputError, MeasurementError
@@ -73,34 +73,34 @@ def parse_variants(text: str) -> list[Variant]:
     return variants
 
 
-class _Notebook:
-    """What is known so far, kept after each step."""
+@dataclass(frozen=True)
+class _Desk:
+    """Where commands run: with a store and a cache in the folder, in which results are kept."""
 
-    def __init__(self, out: Path, asked: dict[str, Any]) -> None:
-        self._path = out / "steps.json"
-        self._out = out
-        self.steps: dict[str, Any] = {"asked": asked}
-        if self._path.exists():
-            self.steps = json.loads(self._path.read_text(encoding="utf-8"))
-        if self.steps["asked"] != asked:
-            raise InputError(f"{out} holds another benchmark; choose another --out folder")
+    out: Path
 
     def step(self, name: str, *arguments: str) -> dict[str, Any]:
         """Run a command, unless it was done; return its JSON document with its seconds."""
-        if name not in self.steps:
+
+        def run_it() -> dict[str, Any]:
             progress(f"bignas {' '.join(arguments)}")
             start = time.monotonic()
             document = self._command(arguments)
-            self.keep(name, {**document, "wall_seconds": time.monotonic() - start})
-        found: dict[str, Any] = self.steps[name]
-        return found
+            return {**document, "wall_seconds": time.monotonic() - start}
 
-    def keep(self, name: str, value: Any) -> None:
-        self.steps[name] = value
-        write_atomically(self._path, f"{json.dumps(self.steps, indent=1)}\n".encode())
+        return remembered(self.out / f"{name}.json", run_it)
+
+    def sittings(self, name: str) -> int:
+        """Return how often a step was begun, this time included if it is not done."""
+        count = self.out / f"{name}.sittings"
+        begun = int(count.read_text()) if count.exists() else 0
+        if not (self.out / f"{name}.json").exists():
+            begun += 1
+            write_atomically(count, str(begun).encode())
+        return begun
 
     def _command(self, arguments: Sequence[str]) -> dict[str, Any]:
-        out = self._out.resolve()
+        out = self.out.resolve()
         environment = {
             **os.environ,
             URL_VARIABLE: f"sqlite:///{out}/store.db",
@@ -125,28 +125,27 @@ def measure_devices(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--subnets and --minutes must be above 0")
     variants = parse_variants(options.devices)
     require_writable(options.json)
-    require_writable(options.out / "steps.json")
+    require_writable(options.out / "plan.json")
     asked = {name: getattr(options, name) for name in ("space", "devices", "subnets", "minutes")}
-    notebook = _Notebook(options.out, asked)
+    planned(options.out / "plan.json", asked, dict)
+    desk = _Desk(options.out)
     return {
         "arguments": asked,
         "cpu": probe_local().cpu_model,
-        "devices": [_row(one, options, notebook) for one in variants],
+        "devices": [_row(one, options, desk) for one in variants],
     }
 
 
-def _row(variant: Variant, options: argparse.Namespace, notebook: _Notebook) -> dict[str, Any]:
+def _row(variant: Variant, options: argparse.Namespace, desk: _Desk) -> dict[str, Any]:
     name, on = variant.name, ("--device", variant.name)
     if variant.add is not None:
-        notebook.step(f"{name} add", *variant.add)
-    sittings = f"{name} sittings"
-    if f"{name} profile" not in notebook.steps:
-        notebook.keep(sittings, notebook.steps.get(sittings, 0) + 1)
-    profile = notebook.step(
+        desk.step(f"{name} add", *variant.add)
+    sittings = desk.sittings(f"{name} profile")
+    profile = desk.step(
         f"{name} profile", "profile", options.space, *on, "--minutes", f"{options.minutes:g}"
     )
-    notebook.step(f"{name} fit", "predictor", "fit", options.space, *on)
-    found = notebook.step(
+    desk.step(f"{name} fit", "predictor", "fit", options.space, *on)
+    found = desk.step(
         f"{name} evaluate",
         *("predictor", "evaluate", options.space, *on),
         *("--subnets", str(options.subnets), "--seed", "1"),
@@ -155,7 +154,7 @@ def _row(variant: Variant, options: argparse.Namespace, notebook: _Notebook) -> 
         "name": name,
         "target": variant.target,
         "threads": variant.threads,
-        "sittings": notebook.steps[sittings],
+        "sittings": sittings,
         "profile": profile,
         **found,
     }
@@ -176,19 +175,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args(arguments)
 
-    def measure() -> dict[str, Any]:
-        document = measure_devices(options)
-        write_atomically(options.json, f"{json.dumps(document, indent=1)}\n".encode())
-        shown = ("mape", "within_5", "within_10", "spearman", "coverage", "repeatability")
-        return {
-            one["name"]: {
-                "minutes": one["profile"]["seconds"] / 60,
-                **{name: one[name] for name in shown},
-            }
-            for one in document["devices"]
-        }
+    return conclude(lambda: measure_devices(options), options.json, _brief)
 
-    return run(measure, as_json=False, results=None)
+
+def _brief(document: dict[str, Any]) -> dict[str, Any]:
+    shown = ("mape", "within_5", "within_10", "spearman", "coverage", "repeatability")
+    return {
+        one["name"]: {
+            "minutes": one["profile"]["seconds"] / 60,
+            **{name: one[name] for name in shown},
+        }
+        for one in document["devices"]
+    }
 
 
 if __name__ == "__main__":

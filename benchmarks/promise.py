@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command import names, run
-from searching import Laboratory, open_laboratory, planned
+from command import conclude, names, planned
+from searching import Laboratory, open_laboratory
 
 from bignas.device_db.errors import InputError, MeasurementError
-from bignas.device_db.files import require_writable, write_atomically
+from bignas.device_db.files import require_writable
 
 __all__ = ["measured_later_ms", "plan_searches", "summary"]
 
@@ -140,12 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args(arguments)
 
-    def measure() -> dict[str, Any]:
-        document = measure_promise(options)
-        write_atomically(options.json, f"{json.dumps(document, indent=1)}\n".encode())
-        return {name: value for name, value in document.items() if name != "rows"}
-
-    return run(measure, as_json=False, results=None)
+    return conclude(
+        lambda: measure_promise(options),
+        options.json,
+        lambda document: {name: one for name, one in document.items() if name != "rows"},
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
 """What benchmarks of whole searches share: supernet, images, devices, searches to resume."""
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command import remembered
 
 from bignas.compile.objects import ObjectCache
-from bignas.device_db.errors import BudgetError, InputError
-from bignas.device_db.files import write_atomically
+from bignas.device_db.errors import BudgetError
 from bignas.device_db.store import Store
 from bignas.latency.predictors import load_predictor
 from bignas.search.constraint import Limits
@@ -25,7 +24,7 @@ from bignas.supernet.checkpoint import Checkpoint, load_checkpoint
 from bignas.supernet.data import ImageData, load_data
 from bignas.supernet.network import Supernet
 
-__all__ = ["ANY_LATENCY_MS", "Laboratory", "open_laboratory", "planned", "remembered"]
+__all__ = ["ANY_LATENCY_MS", "Laboratory", "open_laboratory"]
 
 DONE = "benchmark.json"  # in the folder of a search that has ended
 ANY_LATENCY_MS = 60_000.0  # a budget that every child keeps
@@ -114,36 +113,6 @@ def open_laboratory(
         images = load_data(data)
         accuracy = find_accuracy_predictor(checkpoint, content, images.digest)
         yield Laboratory(network, content, images, accuracy, store, sites, out)
-
-
-def remembered(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the document at `path`, or make it and write it there.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    if not path.exists():
-        write_atomically(path, f"{json.dumps(make(), indent=1)}\n".encode())
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged; choose another --out folder") from error
-    return document
-
-
-def planned(
-    path: Path, asked: Mapping[str, Any], make: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """Return the plan of a benchmark that was interrupted, or make that of a new one.
-
-    Raises:
-        InputError: the folder holds a benchmark that was asked for something else.
-    """
-    found = remembered(path, lambda: {"asked": asked, "plan": make()})
-    if found.get("asked") != json.loads(json.dumps(asked)):
-        raise InputError(f"{path.parent} holds another benchmark; choose another --out folder")
-    plan: dict[str, Any] = found["plan"]
-    return plan
 
 
 def _show(name: str) -> Any:
