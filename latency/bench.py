@@ -2,7 +2,6 @@
 
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,8 @@ import numpy as np
 from bignas.compile.bundle import LIBRARY, Bundle
 from bignas.compile.manifest import Latency
 from bignas.device_db.errors import MeasurementError
-from bignas.device_db.records import Device, MeasurementKind
+from bignas.device_db.records import Device, MeasurementKind, Target
+from bignas.latency.anchor import anchored
 from bignas.latency.measuring import measure_on
 from bignas.latency.protocol import NetworkJob, Settings, measure
 from bignas.latency.remote_bundle import check_fits
@@ -42,7 +42,8 @@ def bench_bundle(
         library = Path(folder) / LIBRARY
         shutil.copyfile(bundle.path / LIBRARY, library)
         manifest = bundle.manifest
-        settings = replace(settings, threads=manifest.threads, isa=str(manifest.target["cpu"]))
+        target = Target.from_dict(manifest.target)
+        settings = anchored(settings, target, manifest.threads)
         jobs = [NetworkJob(library)]
         report = measure(jobs, settings) if remote is None else measure_on(remote, jobs, settings)
     result = report.results[0]

@@ -2,22 +2,24 @@
  *
  * Reads settings and jobs, one a line, from standard input; writes results, one a line, to standard
  * output. Every round visits the jobs in a new random order, in groups of about a millisecond.
- * Two sentinels run before and after each group: a chain of dependent arithmetic, which shows the
- * clock and whoever took the core, and a stream through the shared cache, which shows other users of
- * it. When the clock changed meanwhile or is far from its reference, or the stream is slower than it
- * can be, the group's samples are thrown away and repeated; after many attempts the one with the
- * calmest sentinels is taken. Groups in which everything fits into the core's own cache are not judged
- * by the shared one.
+ * Two sentinels run before and after each group: the anchor, a kernel for the same processor as the
+ * jobs, which shows how fast the core is, and a stream through the shared cache, which shows other
+ * users of it. When the core changed meanwhile or is far from its reference, or the stream is slower
+ * than it can be, the group's samples are thrown away and repeated; after many attempts the one with
+ * the calmest sentinels is taken. Groups in which everything fits into the core's own cache are not
+ * judged by the shared one.
  *
- * Clocks rise and fall in steps, with what other cores do. Samples are given at the reference clock:
- * divided by how much longer than at that clock the chain took.
+ * Clocks rise and fall in steps, with what other cores do, and so does what wide vectors or a shared
+ * front end get done in a cycle. Samples are given at the reference: divided by how much longer than
+ * there the anchor took. Without an anchor a chain of dependent arithmetic stands in for it.
  *
  *   cpu N | threads N | rounds N | sample_ns N | seed N     (cpu: one line for each allowed core)
  *   cache N                                                 (bytes of the core's own cache)
  *   flush N                                                 (the same to empty it, or 0)
- *   clock TOLERANCE NS | memory TOLERANCE NS                (NS: reference, 0 when there is none; the
- *                                                            clock's tolerance is that of a change)
+ *   core TOLERANCE NS | memory TOLERANCE NS                 (NS: reference, 0 when there is none; the
+ *                                                            core's tolerance is that of a change)
  *   kernel IN WEIGHTS BIAS OTHER OUT SCRATCH TASKS SYMBOL LIBRARY     (sizes in floats)
+ *   anchor ... (as a kernel, of one task)
  *   network LIBRARY
  *   run
  *
@@ -74,13 +76,13 @@ static double now_ns(void) {
     return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
 }
 
-/* Sentinels and what they usually read: the median of the latest readings for the clock, the tenth
+/* Sentinels and what they usually read: the median of the latest readings for the core, the tenth
  * percentile for the stream; or a reference from earlier runs on this machine. Inputs are read from
  * volatile variables, or the compiler would compute the results itself. */
-enum { CLOCK, MEMORY, SENTINELS, HISTORY = 2048, ATTEMPTS = 30, WARM_UPS = 200 };
+enum { CORE, MEMORY, SENTINELS, HISTORY = 2048, ATTEMPTS = 30, WARM_UPS = 200 };
 enum { LINE_FLOATS = 16 };
 
-static const double FARTHEST_CLOCK = 1.3, USUAL = 0.5, BEST = 0.1;
+static const double FARTHEST_CORE = 1.3, USUAL = 0.5, BEST = 0.1;
 
 struct sentinel {
     double readings[HISTORY], reference, usual, tolerance;
@@ -96,23 +98,43 @@ enum { WINDOW_FLOATS = 1 << 17, OWN_CACHES = 3 };
 static float *stream;
 static size_t windows;
 
-/* The shortest of a few chains: interruptions of microseconds are no matter of the clock. */
-static void read_clock_of_thread(void *readings, int part, struct pool_call *call) {
-    (void)call;
+/* The anchor works on buffers of its own, each thread on its part of them. */
+static struct job anchor;
+static float *anchor_buffers[BUFFERS];
+static int anchor_calls = 1; /* in a reading of ANCHOR_NS */
+enum { CORE_TRIES = 3, CHAIN = 2000 };
+static const double ANCHOR_NS = 8000;
+
+static void run_core_sentinel(int part) {
+    if (anchor.kernel) {
+        float *other = anchor_buffers[OTHER] + anchor.scratch * (size_t)part;
+        float *output = anchor_buffers[OUTPUT] + anchor.sizes[OUTPUT] * (size_t)part;
+        for (int i = 0; i < anchor_calls; i++)
+            anchor.kernel(anchor_buffers[INPUT], anchor_buffers[WEIGHTS], anchor_buffers[BIAS], other,
+                          output, 0, 1);
+        return;
+    }
     float value = one, a = slope, b = offset;
-    for (int chain = 0; chain < 3; chain++) {
+    for (int i = 0; i < CHAIN; i++) value = value * a + b;
+    sink = value;
+}
+
+/* The shortest of a few: interruptions of microseconds are no matter of the core. */
+static void read_core_of_thread(void *readings, int part, struct pool_call *call) {
+    (void)call;
+    double *shortest = (double *)readings + part;
+    for (int attempt = 0; attempt < CORE_TRIES; attempt++) {
         double start = now_ns();
-        for (int i = 0; i < 2000; i++) value = value * a + b;
-        sink = value;
-        double passed = now_ns() - start, *shortest = (double *)readings + part;
-        if (chain == 0 || passed < *shortest) *shortest = passed;
+        run_core_sentinel(part);
+        double passed = (now_ns() - start) / anchor_calls;
+        if (attempt == 0 || passed < *shortest) *shortest = passed;
     }
 }
 
 /* Of the slowest thread. */
-static double read_clock(void) {
+static double read_core(void) {
     double readings[POOL_MOST_THREADS] = {0}, slowest = 0;
-    pool_run(read_clock_of_thread, readings, threads);
+    pool_run(read_core_of_thread, readings, threads);
     for (int part = 0; part < threads; part++)
         if (readings[part] > slowest) slowest = readings[part];
     return slowest;
@@ -152,22 +174,22 @@ static double larger(double a, double b) { return a > b ? a : b; }
 
 /* One look at the sentinels, at the stream only when it matters. */
 struct look {
-    double clock, memory;
+    double core, memory;
 };
 
 static struct look look(int shares) {
-    struct look seen = {read_clock(), shares ? read_memory() : 0};
-    note(&sentinels[CLOCK], seen.clock, USUAL);
+    struct look seen = {read_core(), shares ? read_memory() : 0};
+    note(&sentinels[CORE], seen.core, USUAL);
     if (shares) note(&sentinels[MEMORY], seen.memory, BEST);
     return seen;
 }
 
 /* How far a group between two looks is from what is tolerated (1: just tolerated). */
 static double disturbance(struct look before, struct look after, int shares) {
-    const struct sentinel *clock = &sentinels[CLOCK], *memory = &sentinels[MEMORY];
-    double ratio = larger(before.clock, after.clock) / clock->reference;
-    double change = larger(before.clock / after.clock, after.clock / before.clock);
-    double worst = larger(change / (1 + clock->tolerance), larger(ratio, 1 / ratio) / FARTHEST_CLOCK);
+    const struct sentinel *core = &sentinels[CORE], *memory = &sentinels[MEMORY];
+    double ratio = larger(before.core, after.core) / core->reference;
+    double change = larger(before.core / after.core, after.core / before.core);
+    double worst = larger(change / (1 + core->tolerance), larger(ratio, 1 / ratio) / FARTHEST_CORE);
     if (!shares) return worst;
     double best = memory->usual;
     if (memory->reference > 0 && memory->reference < best) best = memory->reference;
@@ -251,14 +273,19 @@ static uint32_t random_bits(void) { /* xorshift64*: Vigna, ACM TOMS 42(4), 2016 
     return (uint32_t)((state * 2685821657736338717ULL) >> 32);
 }
 
-static void allocate(size_t floats, int which, float scale) {
-    size_t bytes = (floats * sizeof(float) + 4096 + 63) / 64 * 64;
-    if (posix_memalign((void **)&buffers[which], 4096, bytes)) {
-        puts("fatal out of memory");
-        exit(3);
+static const float SCALES[BUFFERS] = {1.0f, 0.05f, 0.1f, 1.0f, 1.0f};
+
+/* Allocate buffers of so many floats and fill them with random values of their scale. */
+static void allocate(const size_t floats[BUFFERS], float *allocated[BUFFERS]) {
+    for (int k = 0; k < BUFFERS; k++) {
+        size_t bytes = (floats[k] * sizeof(float) + 4096 + 63) / 64 * 64;
+        if (posix_memalign((void **)&allocated[k], 4096, bytes)) {
+            puts("fatal out of memory");
+            exit(3);
+        }
+        for (size_t i = 0; i < bytes / sizeof(float); i++)
+            allocated[k][i] = SCALES[k] * ((float)(random_bits() % 2048) / 1024.0f - 1.0f);
     }
-    for (size_t i = 0; i < bytes / sizeof(float); i++)
-        buffers[which][i] = scale * ((float)(random_bits() % 2048) / 1024.0f - 1.0f);
 }
 
 /* An emulator of single programs answers for the program in /proc/self, not in /proc/thread-self. */
@@ -267,6 +294,15 @@ static int is_emulated(void) {
     return readlink("/proc/self/exe", self, sizeof self - 1) > 0 &&
            readlink("/proc/thread-self/exe", thread, sizeof thread - 1) > 0 && strcmp(self, thread);
 }
+
+static void parse_kernel(const char *line, struct job *job) {
+    sscanf(line, "%*s %zu %zu %zu %zu %zu %zu %d %127s %4095[^\n]", &job->sizes[INPUT],
+           &job->sizes[WEIGHTS], &job->sizes[BIAS], &job->sizes[OTHER], &job->sizes[OUTPUT],
+           &job->scratch, &job->tasks, job->symbol, job->library);
+    if (job->scratch) job->sizes[OTHER] = job->scratch * (size_t)threads;
+}
+
+enum { ANCHOR = -1 }; /* its number */
 
 static int load(struct job *job, int number) {
     void *library = dlopen(job->library, RTLD_NOW | RTLD_LOCAL);
@@ -294,6 +330,19 @@ static int load(struct job *job, int number) {
     return 0;
 }
 
+/* Load the anchor and find how many calls of it make a reading. */
+static int load_anchor(void) {
+    if (load(&anchor, ANCHOR)) return -1;
+    size_t floats[BUFFERS];
+    memcpy(floats, anchor.sizes, sizeof floats);
+    floats[OUTPUT] *= (size_t)threads;
+    allocate(floats, anchor_buffers);
+    double once;
+    read_core_of_thread(&once, 0, NULL);
+    anchor_calls = once < ANCHOR_NS ? (int)(ANCHOR_NS / once) + 1 : 1;
+    return 0;
+}
+
 int main(void) {
     struct job *jobs = NULL;
     int count = 0, cpu, cpus = 0, rounds = 10, seed = 1;
@@ -318,11 +367,12 @@ int main(void) {
         else if (!strcmp(word, "flush")) sscanf(line, "%*s %zu", &flush);
         else if (!strcmp(word, "rounds")) sscanf(line, "%*s %d", &rounds);
         else if (!strcmp(word, "sample_ns")) sscanf(line, "%*s %lf", &sample_ns);
-        else if (!strcmp(word, "clock"))
-            sscanf(line, "%*s %lf %lf", &sentinels[CLOCK].tolerance, &sentinels[CLOCK].reference);
+        else if (!strcmp(word, "core"))
+            sscanf(line, "%*s %lf %lf", &sentinels[CORE].tolerance, &sentinels[CORE].reference);
         else if (!strcmp(word, "memory"))
             sscanf(line, "%*s %lf %lf", &sentinels[MEMORY].tolerance, &sentinels[MEMORY].reference);
         else if (!strcmp(word, "seed")) sscanf(line, "%*s %d", &seed);
+        else if (!strcmp(word, "anchor")) parse_kernel(line, &anchor);
         else {
             jobs = realloc(jobs, (size_t)(count + 1) * sizeof *jobs);
             struct job *job = &jobs[count++];
@@ -332,10 +382,7 @@ int main(void) {
                 sscanf(line, "%*s %4095[^\n]", job->library);
                 strcpy(job->symbol, "bignas_run");
             } else {
-                sscanf(line, "%*s %zu %zu %zu %zu %zu %zu %d %127s %4095[^\n]", &job->sizes[INPUT],
-                       &job->sizes[WEIGHTS], &job->sizes[BIAS], &job->sizes[OTHER],
-                       &job->sizes[OUTPUT], &job->scratch, &job->tasks, job->symbol, job->library);
-                if (job->scratch) job->sizes[OTHER] = job->scratch * (size_t)threads;
+                parse_kernel(line, job);
             }
         }
     }
@@ -363,8 +410,7 @@ int main(void) {
         return 3;
     }
     for (size_t i = 0; i < streamed; i++) stream[i] = 0.001f * (float)(i % 7);
-    static const float scales[BUFFERS] = {1.0f, 0.05f, 0.1f, 1.0f, 1.0f};
-    for (int k = 0; k < BUFFERS; k++) allocate(largest[k], k, scales[k]);
+    allocate(largest, buffers);
 
     for (int k = 0; k < usable; k++) { /* first calls: a crash is blamed on the job named last */
         struct job *job = &jobs[order[k]];
@@ -385,16 +431,17 @@ int main(void) {
     }
     puts("started");
     fflush(stdout);
+    if (anchor.tasks && usable && load_anchor()) return 3;
 
     /* what the sentinels can do while the jobs run: many processors lower the clock for wide vectors */
-    int known = sentinels[CLOCK].reference > 0, looks = known ? WARM_UPS : 10 * WARM_UPS;
+    int known = sentinels[CORE].reference > 0, looks = known ? WARM_UPS : 10 * WARM_UPS;
     double warm_ns = 0, enough_ns = known ? WARM_NS : 10 * WARM_NS;
     for (int i = 0; usable && i < looks && (i < WARM_UPS / 4 || warm_ns < enough_ns); i++) {
         const struct job *job = &jobs[order[i % usable]];
         warm_ns += run_job(job, job->inner);
         if (i >= WARM_UPS / 8) look(1);
     }
-    if (!known) sentinels[CLOCK].reference = sentinels[CLOCK].usual;
+    if (!known) sentinels[CORE].reference = sentinels[CORE].usual;
 
     long groups = 0, rejected = 0, unsettled = 0;
     static double scratch[GROUP], calmest[GROUP];
@@ -421,7 +468,7 @@ int main(void) {
                 }
                 struct look after = look(shares);
                 double worse = disturbance(before, after, shares);
-                double slower = (before.clock + after.clock) / 2 / sentinels[CLOCK].reference;
+                double slower = (before.core + after.core) / 2 / sentinels[CORE].reference;
                 if (worse < least) {
                     least = worse;
                     for (int k = 0; k < last - first; k++) calmest[k] = scratch[k] / slower;
@@ -449,8 +496,8 @@ int main(void) {
     }
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    double clock_ns = unsettled < groups ? sentinels[CLOCK].reference : sentinels[CLOCK].usual;
-    printf("done %.1f %.1f %ld %ld %ld %ld\n", clock_ns, sentinels[MEMORY].usual, groups, rejected,
+    double core_ns = unsettled < groups ? sentinels[CORE].reference : sentinels[CORE].usual;
+    printf("done %.1f %.1f %ld %ld %ld %ld\n", core_ns, sentinels[MEMORY].usual, groups, rejected,
            unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
     return 0;
 }

@@ -4,17 +4,18 @@
   that crashes or hangs costs that process, and becomes a failed result.
 - Candidates are interleaved round by round in random order, so that drift hits all alike
   (google/benchmark's random interleaving, docs/random_interleaving.md).
-- Two sentinels run around each group of samples: dependent arithmetic, which shows the clock, and
-  a stream through the shared cache, which shows other users of it. Groups during which the clock
-  changed, or that need the shared cache while it is slower than it can be, are repeated. Samples
-  are never judged by their own length, so their quantiles stay honest.
-- Clocks rise and fall in steps of a few percent with what else a processor does. Samples are given
-  at one reference clock, by the sentinel around them: what the machine usually runs at under such
-  load, found by the first process and remembered from process to process.
+- Two sentinels run around each group of samples: the anchor, a fixed kernel for the same processor
+  as what is measured (latency/anchor.py), which shows how fast the core is, and a stream through
+  the shared cache, which shows other users of it. Groups during which the core changed, or that
+  need the shared cache while it is slower than it can be, are repeated. Samples are never judged by
+  their own length, so their quantiles stay honest.
+- Cores get faster and slower in steps of a few percent with what else a processor does. Samples are
+  given at one reference, by the anchor around them: what the core usually does under such load,
+  found by the first process and remembered from process to process.
 - A kernel is measured in the state of the caches that it will meet: when the weights of its network
   exceed the core's own cache (`Settings.flush_bytes`), they come from the shared one.
 - The measuring program is the same on every machine; a `Program` tells how it is started on one.
-- Every sample is kept, at that clock, and so is what the machine was doing meanwhile.
+- Every sample is kept, at that reference, and so is what the machine was doing meanwhile.
 """
 
 import contextlib
@@ -57,6 +58,7 @@ __all__ = [
     "job_lines",
     "measure",
     "measure_with",
+    "references_of",
     "setting_lines",
 ]
 
@@ -68,33 +70,43 @@ PAUSE_SECONDS = 1.0  # before that: disturbances on shared machines last for sec
 
 
 @dataclass(frozen=True, slots=True)
+class KernelJob:
+    """A kernel in a shared library, and into how many tasks it is divided among threads."""
+
+    library: Path
+    symbol: str
+    workload: Workload
+    tasks: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How to measure: rounds (samples a job), length of a sample, tolerated drift of the sentinels.
 
-    That of the clock is a change within a group of samples, that of the memory a slower stream.
+    That of the core is a change within a group of samples, that of the memory a slower stream.
 
     A measuring process that says nothing for `stall_seconds` hangs, and is killed. When more than a
     few groups of samples stay disturbed to the end, all is measured again after a pause, up to
     `attempts` times in all, and the calmest attempt counts. With `flush_bytes`, the size of a
     core's own cache, the weights of kernels are not in it when a call starts. Kernels run on
-    `threads` threads; a network has its own, but needs as many cores. What a sentinel can do is
-    remembered for each `isa`, the processor that the jobs were compiled for: wide vectors lower the
-    clock of many processors.
+    `threads` threads; a network has its own, but needs as many cores. What the sentinels can
+    do is remembered for each `anchor`, the kernel whose time shows how fast the core is; it has to
+    be built for the same processor as the jobs. Without one it is a chain of dependent arithmetic.
     """
 
     rounds: int = 20
     sample_us: float = 50.0
-    clock_drift: float = 0.03
+    core_drift: float = 0.03
     memory_drift: float = 0.20
     seed: int = 1
     stall_seconds: float = 60.0
     attempts: int = 1
     flush_bytes: int = 0
     threads: int = 1
-    isa: str = "any"
+    anchor: KernelJob | None = None
 
     def __post_init__(self) -> None:
-        lengths = (self.sample_us, self.clock_drift, self.memory_drift, self.stall_seconds)
+        lengths = (self.sample_us, self.core_drift, self.memory_drift, self.stall_seconds)
         if min(self.rounds, self.attempts, self.threads) < 1 or not all(
             length > 0 for length in lengths
         ):
@@ -103,16 +115,6 @@ class Settings:
             raise MeasurementError(
                 f"measuring with {self.threads} threads: networks have at most {MOST_THREADS}"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class KernelJob:
-    """A kernel in a shared library, and into how many tasks it is divided among threads."""
-
-    library: Path
-    symbol: str
-    workload: Workload
-    tasks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,10 +256,10 @@ def measure_with(
 class Sentinels:
     """What the sentinels read on this machine; 0: not known.
 
-    The clock's is a reference that everything is measured at, the memory's the best that was seen.
+    The core's is a reference that everything is measured at, the memory's the best that was seen.
     """
 
-    clock_ns: float = 0.0
+    core_ns: float = 0.0
     memory_ns: float = 0.0
 
     @classmethod
@@ -273,7 +275,7 @@ class Sentinels:
         """Keep reference and best figures; what nothing comes near any more is replaced."""
         if reached and self != Sentinels():
             memory_ns = min(self.memory_ns or found.memory_ns, found.memory_ns or self.memory_ns)
-            found = Sentinels(self.clock_ns, memory_ns)
+            found = Sentinels(self.core_ns, memory_ns)
         if found != self:
             write_atomically(path, json.dumps(asdict(found)).encode())
 
@@ -301,16 +303,15 @@ class _LocalProgram:
     def __init__(self, settings: Settings) -> None:
         path = build_harness(probe_local().target)
         self.command = (str(path),)
-        self.references = path.with_suffix(f".{settings.isa}.{settings.threads}.json")
+        self.references = references_of(path, settings)
         self.patience_seconds = settings.stall_seconds
         self._threads = settings.threads
         self._before = _steal()
 
     def script(self, jobs: Sequence[Job], settings: Settings, sentinels: Sentinels) -> str:
         cores = [f"cpu {core}" for core in measuring_cores(settings.threads)]
-        lines = [job_lines(job, str(job.library)) for job in jobs]
-        lines = [*setting_lines(settings, sentinels, own_cache_bytes()), *lines]
-        return "\n".join([*cores, *lines, "run", ""])
+        lines = setting_lines(settings, sentinels, own_cache_bytes())
+        return "\n".join([*cores, *lines, *job_lines(jobs, settings, str), "run", ""])
 
     def heed(self, line: str) -> None:
         pass
@@ -440,18 +441,32 @@ def setting_lines(settings: Settings, sentinels: Sentinels, cache_bytes: int) ->
         f"flush {settings.flush_bytes}",
         f"rounds {settings.rounds}",
         f"sample_ns {settings.sample_us * 1e3}",
-        f"clock {settings.clock_drift} {sentinels.clock_ns}",
+        f"core {settings.core_drift} {sentinels.core_ns}",
         f"memory {settings.memory_drift} {sentinels.memory_ns}",
         f"seed {settings.seed}",
     ]
 
 
-def job_lines(job: Job, library: str) -> str:
-    """Return what the measuring program reads about a job whose library has that path there."""
+def job_lines(
+    jobs: Sequence[Job], settings: Settings, path_there: Callable[[Path], str]
+) -> list[str]:
+    """Return what the measuring program reads about jobs whose libraries have those paths there."""
+    lines = [_job_line(job, path_there(job.library)) for job in jobs]
+    anchor = settings.anchor
+    if anchor is None:
+        return lines
+    return [f"anchor {_kernel_words(anchor, path_there(anchor.library))}", *lines]
+
+
+def _job_line(job: Job, library: str) -> str:
     if isinstance(job, NetworkJob):
         return f"network {library}"
+    return f"kernel {_kernel_words(job, library)}"
+
+
+def _kernel_words(job: KernelJob, library: str) -> str:
     sizes = " ".join(str(size) for size in _sizes(job.workload))
-    return f"kernel {sizes} {job.tasks} {job.symbol} {library}"
+    return f"{sizes} {job.tasks} {job.symbol} {library}"
 
 
 def _sizes(workload: Workload) -> tuple[int, ...]:
@@ -482,6 +497,12 @@ def measuring_cores(threads: int) -> tuple[int, ...]:
             f" {len(allowed)}"
         )
     return tuple(allowed[-threads:])
+
+
+def references_of(program: Path, settings: Settings) -> Path:
+    """Return the file that remembers what the sentinels can do beside jobs of such settings."""
+    anchor = "chain" if settings.anchor is None else settings.anchor.library.stem
+    return program.with_name(f"{program.name}.{anchor}.{settings.threads}.json")
 
 
 def own_cache_bytes() -> int:

@@ -46,6 +46,7 @@ from bignas.latency.protocol import (
     ended_when_silent,
     job_lines,
     measure_with,
+    references_of,
     setting_lines,
 )
 from bignas.latency.rpc_request import DESCRIBER, LAUNCHER, SIGNALLED, Request, Sign
@@ -314,8 +315,10 @@ class _RemoteProgram:
 
     def __init__(self, device: Device, files: Mapping[str, Path], settings: Settings) -> None:
         self.command = _CLIENT_COMMAND
-        name = f"{files[HARNESS].name}-{device.name}.{settings.threads}.json"
-        self.references = cache_folder() / name
+        program = files[HARNESS]
+        self.references = references_of(
+            program.with_name(f"{program.name}-{device.name}"), settings
+        )
         self.patience_seconds = settings.stall_seconds + PATIENCE_SECONDS
         self._device = device
         self._files = files
@@ -325,7 +328,8 @@ class _RemoteProgram:
         self._status: int | None = None
 
     def script(self, jobs: Sequence[Job], settings: Settings, sentinels: Sentinels) -> str:
-        names = {job.library: f"library{n}.so" for n, job in enumerate(jobs)}
+        libraries = [one.library for one in (*jobs, settings.anchor) if one is not None]
+        names = {path: f"library{n}.so" for n, path in enumerate(dict.fromkeys(libraries))}
         request = replace(
             _request(
                 _remote(self._device),
@@ -335,7 +339,7 @@ class _RemoteProgram:
             threads=settings.threads,
             stall_seconds=settings.stall_seconds,
         )
-        lines = [job_lines(job, f"./{names[job.library]}") for job in jobs]
+        lines = job_lines(jobs, settings, lambda path: f"./{names[path]}")
         self._hung, self._lost, self._status = False, None, None
         self._looks = []
         cache_bytes = _remote(self._device).own_cache_bytes

@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from bignas.compile.network import build_network, graph_with_random_weights
 from bignas.compile.objects import ObjectCache
 from bignas.device_db.records import BYTES_PER_VALUE, Device, Measurement, Workload
 from bignas.device_db.store import Store
+from bignas.latency.anchor import anchored
 from bignas.latency.measuring import measure_on
 from bignas.latency.protocol import NetworkJob, Settings
 from bignas.latency.recording import Recorder, space_label
@@ -58,7 +58,7 @@ def measure_subnets(
             network = build_network(graph, schedules_of(kernels), cache, device.threads)
             path.write_bytes(network.library)
             jobs.append(NetworkJob(path))
-        settings = replace(settings, threads=device.threads, isa=device.target.cpu)
+        settings = anchored(settings, device.target, device.threads)
         reports = [measure_on(device, jobs, settings, progress) for _ in range(processes)]
     return [
         recorder.network(space, architecture, result, report.environment)

@@ -29,6 +29,7 @@ from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import MeasurementError, RemoteError
 from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
+from bignas.latency.anchor import anchored
 from bignas.latency.measuring import measure_on, own_cache_of
 from bignas.latency.protocol import KernelJob, Report, Settings, TimingResult
 from bignas.latency.recording import Recorder
@@ -118,12 +119,8 @@ class Tuner:
             for one, schedule in pairs
         ]
         device = self.device
-        settings = replace(
-            settings,
-            threads=device.threads,
-            isa=device.target.cpu,
-            flush_bytes=self.flush_bytes,
-        )
+        settings = anchored(settings, device.target, device.threads)
+        settings = replace(settings, flush_bytes=self.flush_bytes)
         report = measure_on(device, jobs, settings)
         records = [
             self.recorder.kernel(one, schedule, result, report.environment)

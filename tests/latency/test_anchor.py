@@ -1,0 +1,67 @@
+"""The anchor of a target can be measured, and is what samples are given by."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bignas.compile.toolchain import link_shared_library
+from bignas.device_db.errors import MeasurementError
+from bignas.device_db.files import cache_folder
+from bignas.device_db.presets import PRESETS
+from bignas.device_db.probe import probe_local
+from bignas.device_db.records import Operator, Workload
+from bignas.latency.anchor import anchor_of, anchored
+from bignas.latency.protocol import KernelJob, Settings, build_harness, measure, references_of
+
+QUICK = Settings(rounds=5, sample_us=50.0, attempts=3)
+
+
+def test_an_anchor_is_built_once() -> None:
+    target = probe_local().target
+    first = anchor_of(target)
+    before = first.library.stat()
+    assert anchor_of(target) == first
+    assert first.library.stat().st_mtime_ns == before.st_mtime_ns
+    assert first.library.parent == cache_folder()
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("x86")])
+def test_targets_have_anchors_of_their_own(name: str) -> None:
+    assert anchor_of(PRESETS[name]).library != anchor_of(PRESETS["x86-64-v2"]).library or (
+        name == "x86-64-v2"
+    )
+
+
+def test_the_anchor_is_measured_at_its_reference() -> None:
+    """Given by itself, a kernel takes what its reference is, however fast the core was."""
+    device = probe_local()
+    settings = anchored(QUICK, device.target, 1)
+    assert settings.anchor is not None
+    found = measure([settings.anchor], settings).results[0]
+    references = references_of(build_harness(device.target), settings)
+    reference_ns = json.loads(references.read_text())["core_ns"]
+    assert min(found.samples_ns) == pytest.approx(reference_ns, rel=0.2)
+
+
+def test_samples_are_given_at_the_reference() -> None:
+    """With a reference a quarter longer than the anchor takes, all takes a quarter longer."""
+    device = probe_local()
+    settings = anchored(QUICK, device.target, 1)
+    assert settings.anchor is not None
+    plain = measure([settings.anchor], settings).results[0].samples_ns
+    references = references_of(build_harness(device.target), settings)
+    known = json.loads(references.read_text())
+    references.write_text(json.dumps({**known, "core_ns": 1.25 * known["core_ns"]}))
+    scaled = measure([settings.anchor], settings).results[0].samples_ns
+    assert min(scaled) == pytest.approx(1.25 * min(plain), rel=0.1)
+
+
+def test_a_broken_anchor_is_no_fault_of_the_jobs(tmp_path: Path) -> None:
+    target = probe_local().target
+    source = b"void broken(void);\nvoid broken(void) { __builtin_trap(); }\n"
+    path = tmp_path / "broken.so"
+    path.write_bytes(link_shared_library({"code.c": source}, (), target))
+    broken = KernelJob(path, "broken", Workload(Operator.SCALE, 4, 4, 16, 16))
+    with pytest.raises(MeasurementError, match="measuring process failed"):
+        measure([anchor_of(target)], Settings(rounds=2, anchor=broken))
