@@ -24,6 +24,7 @@ __all__ = [
     "JSON_FLAG",
     "Output",
     "architecture_text",
+    "chance",
     "facts",
     "interval_text",
     "milliseconds",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 JSON_FLAG = "--json"
+SURE = 0.999
 _NARROWEST = 120  # columns, where the output is no terminal
 
 
@@ -148,6 +150,11 @@ def interval_text(interval_ms: Sequence[float] | None) -> str:
 def percent(share: float | None, digits: int = 1) -> str:
     """Return a share from 0 to 1 for people."""
     return "-" if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f}%"
+
+
+def chance(probability: float) -> str:
+    """Return a probability for people; one that is only nearly certain is not shown as 100%."""
+    return f"> {percent(SURE)}" if probability > SURE else percent(probability)
 
 
 def architecture_text(architecture: "Architecture") -> str:

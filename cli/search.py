@@ -13,6 +13,7 @@ from rich.console import RenderableType
 from bignas.cli.options import data_option, examples, out_option, seed_option
 from bignas.cli.output import (
     Output,
+    chance,
     facts,
     interval_text,
     milliseconds,
@@ -240,7 +241,7 @@ def result_parts(document: Mapping[str, Any], out: Path) -> list[RenderableType]
         figures: dict[str, object] = {
             "device": at["device"],
             "budget": f"{milliseconds(at['budget_ms'])}, kept with probability"
-            f" {percent(at['probability'])} as predicted",
+            f" {chance(at['probability'])} as predicted",
             "measured": milliseconds(at["measured_ms"]),
             "predicted": f"{milliseconds(at['predicted_ms'])} ({interval_text(at['interval_ms'])})",
             "bundle": out / document["bundles"][at["device"]],

@@ -4,8 +4,7 @@ Clocks rise and fall in steps, wide vectors get less done in a cycle while other
 neighbour on the same core takes a part of it: each hits code of other kinds by other factors, so no
 arithmetic of one kind shows what a network suffers. A small inverted bottleneck, built as networks
 are, does: it has the pointwise and depthwise loops that they spend their time in, and lies in the
-first-level cache. Measured beside networks of its target through steps of 10%, the ratio of the two
-stayed within 0.5% (docs/decisions.md, "What a core can do has many states").
+first-level cache (measured in docs/decisions.md, "What a core can do has many states").
 """
 
 from dataclasses import replace

@@ -184,12 +184,18 @@ static struct look look(int shares) {
     return seen;
 }
 
+/* The factor between a reading of the core and its reference, 1 or more. */
+static double core_distance(double reading) {
+    double reference = sentinels[CORE].reference;
+    return larger(reading / reference, reference / reading);
+}
+
 /* How far a group between two looks is from what is tolerated (1: just tolerated). */
 static double disturbance(struct look before, struct look after, int shares) {
     const struct sentinel *core = &sentinels[CORE], *memory = &sentinels[MEMORY];
-    double ratio = larger(before.core, after.core) / core->reference;
     double change = larger(before.core / after.core, after.core / before.core);
-    double worst = larger(change / (1 + core->tolerance), larger(ratio, 1 / ratio) / FARTHEST_CORE);
+    double distance = core_distance(larger(before.core, after.core));
+    double worst = larger(change / (1 + core->tolerance), distance / FARTHEST_CORE);
     if (!shares) return worst;
     double best = memory->usual;
     if (memory->reference > 0 && memory->reference < best) best = memory->reference;
@@ -496,7 +502,10 @@ int main(void) {
     }
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    double core_ns = unsettled < groups ? sentinels[CORE].reference : sentinels[CORE].usual;
+    /* the reference is that of all measurements so far: only what is far from it takes its place */
+    const struct sentinel *core = &sentinels[CORE];
+    int far = unsettled == groups && core_distance(core->usual) > FARTHEST_CORE;
+    double core_ns = far ? core->usual : core->reference;
     printf("done %.1f %.1f %ld %ld %ld %ld\n", core_ns, sentinels[MEMORY].usual, groups, rejected,
            unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
     return 0;

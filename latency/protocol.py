@@ -244,6 +244,8 @@ def measure_with(
         if left:
             time.sleep(PAUSE_SECONDS)
     assert calmest is not None
+    reached = not calmest.groups or calmest.unsettled < calmest.groups
+    Sentinels.recall(program.references).remember(program.references, calmest.found, reached)
     results = [TimingResult((), failures.get(index, "not measured")) for index in range(len(jobs))]
     for index, samples in calmest.samples.items():
         if index not in failures:
@@ -272,7 +274,7 @@ class Sentinels:
             return cls()
 
     def remember(self, path: Path, found: "Sentinels", reached: bool) -> None:
-        """Keep reference and best figures; what nothing comes near any more is replaced."""
+        """Keep reference and best figures; what no group came near any more is replaced."""
         if reached and self != Sentinels():
             memory_ns = min(self.memory_ns or found.memory_ns, found.memory_ns or self.memory_ns)
             found = Sentinels(self.core_ns, memory_ns)
@@ -288,6 +290,7 @@ class _Outcome:
     rejected: int = 0
     unsettled: int = 0
     switches: int = 0
+    found: Sentinels = Sentinels()
     culprit: int | None = None
     reason: str = ""
 
@@ -362,11 +365,9 @@ def _run(
                 case "round" if progress is not None:
                     progress(int(rest[0]), settings.rounds, int(rest[1]))
                 case "done":
-                    found = Sentinels(float(rest[0]), float(rest[1]))
+                    outcome.found = Sentinels(float(rest[0]), float(rest[1]))
                     counts = [int(one) for one in rest[2:]]
                     outcome.groups, outcome.rejected, outcome.unsettled, outcome.switches = counts
-                    reached = not outcome.groups or outcome.unsettled < outcome.groups
-                    sentinels.remember(program.references, found, reached)
                     finished = True
                 case "samples":
                     outcome.samples[int(rest[0])] = tuple(float(one) for one in rest[1:])

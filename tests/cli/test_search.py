@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from bignas.cli.output import chance
 from bignas.latency.predictor import LatencyPredictor
 from tests.cli.helpers import refused, run, run_json
 
@@ -12,6 +13,14 @@ from tests.cli.helpers import refused, run, run_json
 def test_what_is_no_budget(budget: str) -> None:
     arguments = ("search", "c", "--data", "digits", "--out", "made", "--budget", budget)
     assert "budget" in refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [(1.0, "> 99.9%"), (0.999, "99.9%"), (0.5, "50.0%")],
+)
+def test_nearly_certain_is_not_certain(probability: float, text: str) -> None:
+    assert chance(probability) == text
 
 
 def test_a_budget_that_no_child_keeps(checkpoint: Path, predictor: LatencyPredictor) -> None:
