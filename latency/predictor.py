@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes seconds to import
+from scipy.special import ndtri, stdtr, stdtrit  # Student's t; scipy.stats takes seconds to import
 from xgboost.core import XGBoostError
 
 from bignas.compile.fusion import choose_kernels
@@ -83,13 +83,15 @@ class Interval:
 
     Two conformal intervals, of which the wider one counts. The first has one width for all: right
     for networks that are no less measured than those of the calibration. The second grows with the
-    estimated share: right for those that are less so.
+    estimated share: right for those that are less so. The noise of measuring is independent of
+    both, and adds in squares.
     """
 
     floor: float
     base: float  # typical error of a network whose kernels are all measured
     kernel_error: float  # typical error of an estimated kernel
     quantile: float  # of the held-out errors divided by the typical ones
+    noise: float = 0.0  # half width of what a single measurement adds to those calibrated with
 
     @classmethod
     def calibrate(
@@ -112,7 +114,7 @@ class Interval:
     def half_widths(self, shares: Array) -> Array:
         """Half widths of log latency for networks with these estimated shares."""
         grown = self.quantile * (self.base + shares * self.kernel_error)
-        return np.asarray(np.maximum(self.floor, grown))
+        return np.asarray(np.hypot(np.maximum(self.floor, grown), self.noise))
 
 
 def _upper_quantile(scores: Array, confidence: float) -> float:
@@ -142,6 +144,7 @@ class LatencyPredictor:
     interval: Interval
     confidence: float  # share of networks that the intervals are to cover
     networks: int  # measured networks it was fitted to
+    repeatability: float = 0.0  # relative deviation of a binary measured again; 0: unknown
     _sums: SpaceSums = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -165,15 +168,18 @@ class LatencyPredictor:
         networks: Sequence[tuple[Architecture, float]],
         confidence: float = 0.9,
         seed: int = 0,
+        repeatability: float = 0.0,
     ) -> "LatencyPredictor":
         """Fit to measured kernels and measured networks (architecture, milliseconds).
 
         Of a network measured several times the median counts. No networks at all are allowed: the
-        prediction then is the plain sum of the kernels. Raises InputError for an empty table, a
-        latency that is not positive or a confidence outside 0..1, ArchitectureError for a network
-        outside the space.
+        prediction then is the plain sum of the kernels. `repeatability` is the relative standard
+        deviation of one measurement of a binary, where networks are means of two. Raises InputError
+        for an empty table, a latency that is not positive or a confidence outside 0..1,
+        ArchitectureError for a network outside the space.
         """
-        return cls.of_kernels(space, table, confidence, seed).corrected(networks, seed)
+        kernels = cls.of_kernels(space, table, confidence, seed)
+        return replace(kernels, repeatability=repeatability).corrected(networks, seed)
 
     @classmethod
     def of_kernels(
@@ -204,6 +210,9 @@ class LatencyPredictor:
         interval = Interval.calibrate(
             fit.residuals, sums.estimated_share, self.kernel_model.error, self.confidence
         )
+        # what is predicted is measured once, what it was fitted to twice: half the variance
+        deviations = float(ndtri((1 + self.confidence) / 2))
+        interval = replace(interval, noise=deviations * self.repeatability / math.sqrt(2))
         return replace(
             self, correction=fit.correction, interval=interval, networks=len(architectures)
         )
@@ -350,6 +359,7 @@ class LatencyPredictor:
             "interval": asdict(self.interval),
             "confidence": self.confidence,
             "networks": self.networks,
+            "repeatability": self.repeatability,
         }
         document = {
             "format": FORMAT,
@@ -404,9 +414,11 @@ class LatencyPredictor:
                 base=float(interval["base"]),
                 kernel_error=float(interval["kernel_error"]),
                 quantile=float(interval["quantile"]),
+                noise=float(interval.get("noise", 0.0)),
             ),
             confidence=float(content["confidence"]),
             networks=int(content["networks"]),
+            repeatability=float(content.get("repeatability", 0.0)),
         )
 
     def save(self, path: Path) -> None:

@@ -29,9 +29,11 @@ from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile_plan import SUBNET_BATCH, SUBNET_COST, Batch, ProfilePlanner
 from bignas.latency.subnets import (
+    lasting_spread,
     measure_subnets,
     measured_subnets,
     subnet_measurements,
+    typical_ms,
     typical_weights_bytes,
 )
 from bignas.latency.tuned import failed_kernels, kernel_table, tuned_kernels
@@ -347,7 +349,7 @@ class _Profile:
         wanted = set(self._wanted)
         return _State(
             table={one: entry.latency_us for one, entry in kernels.items()},
-            networks={one: min(medians_ms) for one, medians_ms in networks.items()},
+            networks={one: typical_ms(medians_ms) for one, medians_ms in networks.items()},
             unchecked_kernels=tuple(
                 one
                 for one, entry in kernels.items()
@@ -450,4 +452,5 @@ def fit_predictor(
             f" run `bignas profile SPACE --device {device.name}`"
         )
     networks = measured_subnets(store, device.name, space, code_hash())
-    return LatencyPredictor.fit(space, table, networks, confidence)
+    repeatability = lasting_spread(store, device.name, space, code_hash())
+    return LatencyPredictor.fit(space, table, networks, confidence, repeatability=repeatability)

@@ -1,6 +1,7 @@
 """Measures whole subnets: linked from tuned kernels, each a binary like the one that ships."""
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +21,20 @@ from bignas.supernet.space import Architecture, SearchSpace
 
 __all__ = [
     "SUBNET_SETTINGS",
+    "lasting_spread",
     "measure_subnets",
     "measured_subnets",
     "spread_sample",
     "subnet_measurements",
+    "typical_ms",
     "typical_weights_bytes",
 ]
 
 SUBNET_SETTINGS = Settings(rounds=40, sample_us=500.0, attempts=4)
+LASTING_SECONDS = 60.0
+LASTING_COUNT = 10
+DISTURBED = 0.05
+NORMAL_MEDIAN = 0.6745  # of the absolute values of a normal distribution, in deviations
 
 
 def measure_subnets(
@@ -77,12 +84,18 @@ def typical_weights_bytes(space: SearchSpace) -> int:
 def measured_subnets(
     store: Store, device: str, space: SearchSpace, code_hash: str
 ) -> list[tuple[Architecture, float]]:
-    """Return (architecture, median latency in ms) of the subnets measured with this code.
-
-    Of several measurements the fastest counts: the others were disturbed.
-    """
+    """Return (architecture, `typical_ms`) of the subnets measured with this code."""
     found = subnet_measurements(store, device, space, code_hash)
-    return [(architecture, min(medians_ms)) for architecture, medians_ms in found.items()]
+    return [(architecture, typical_ms(medians_ms)) for architecture, medians_ms in found.items()]
+
+
+def typical_ms(medians_ms: Sequence[float]) -> float:
+    """Return what a binary takes that was measured several times, in ms.
+
+    The mean, without measurements that are slower than the fastest by more than `DISTURBED`.
+    """
+    fastest = min(medians_ms)
+    return float(np.mean([one for one in medians_ms if one <= fastest * (1 + DISTURBED)]))
 
 
 def subnet_measurements(
@@ -95,6 +108,27 @@ def subnet_measurements(
         if one.ok:
             found.setdefault(architecture_of(one), []).append(one.p50_ns / 1e6)
     return found
+
+
+def lasting_spread(store: Store, device: str, space: SearchSpace, code_hash: str) -> float:
+    """Return by how much the same binary differs when it is measured again minutes later.
+
+    The relative standard deviation of one measurement, from subnets measured twice with this code
+    at least `LASTING_SECONDS` apart; 0 when there are fewer than `LASTING_COUNT` of them. It is
+    estimated by the median difference, as a few measurements are disturbed.
+    """
+    records = store.network_measurements(device, space=space_label(space), code_hash=code_hash)
+    found: dict[str, list[Measurement]] = {}
+    for one in sorted((one for one in records if one.ok), key=lambda one: one.created_at):
+        found.setdefault(one.architecture or "", []).append(one)
+    differences = [
+        abs(np.log(same[-1].p50_ns / same[0].p50_ns))
+        for same in found.values()
+        if (same[-1].created_at - same[0].created_at).total_seconds() >= LASTING_SECONDS
+    ]
+    if len(differences) < LASTING_COUNT:
+        return 0.0
+    return float(np.median(differences)) / NORMAL_MEDIAN / math.sqrt(2)
 
 
 def architecture_of(measurement: Measurement) -> Architecture:

@@ -85,11 +85,11 @@ FRONT_MEMBERS = 8
 ROUNDS = 4  # of finalists, until one keeps the promise
 REFINEMENTS = 24  # at most, that are evaluated where the finalists leave room
 REFINEMENT_BATCH = 4  # of them, before it is asked again where there is room
-PROCESSES = 3  # in which finalists and bundles are measured, one after the other
+PROCESSES = 3  # in which finalists are measured, one after the other
 HEADROOM = (
     0.005  # of a budget, at least: on a quiet machine binaries came out up to 0.4% slower later
 )
-DEVIATIONS = 3.0  # of the same binary in another process, that are left of a budget
+DEVIATIONS = 2.5  # of the same binary in another process, that are left of a budget
 BUNDLES = "bundles"  # those for further devices
 
 
@@ -189,7 +189,6 @@ class _Search:
             dataclasses.replace(site, predictor=site.predictor.for_space(self.space))
             for site in sites
         )
-        self.requirements = Requirements(self.space, self.sites, config.confidence, config.limits)
         self.config = config
         self.out = out
         self.report = report
@@ -200,7 +199,11 @@ class _Search:
             CALIBRATION_IMAGES,
         )  # fmt: skip
         self.predicted = 0  # accuracies, to choose what is evaluated
-        self.headroom = HEADROOM
+        lasting = max(site.predictor.repeatability for site in self.sites)
+        self.headroom = max(HEADROOM, DEVIATIONS * lasting)
+        self.requirements = Requirements(
+            self.space, self.sites, config.confidence, config.limits
+        ).leaving(self.headroom, config.seed)
 
     # --- exploring --------------------------------------------------------------------------------
 
@@ -308,7 +311,7 @@ class _Search:
             delivered = self._deliver_best(checkpoint, candidates, self.headroom)
             if delivered is not None:
                 return self._result(*delivered, measured, list(looked_at.values()))
-            requirements = self.requirements.conditioned(
+            requirements = self.requirements.leaving(self.headroom, self.config.seed).conditioned(
                 [one.architecture for one in measured],
                 [[at.measured_ms for at in one.latencies] for one in measured],
             )
@@ -366,14 +369,15 @@ class _Search:
     def _measure(self, trials: Sequence[Trial]) -> list[Candidate]:
         """Compile architectures and measure them together; those that fail are left out.
 
-        How much the same binary differs from process to process says how much of a budget to leave.
+        How much the same binary differs from process to process, and has differed from one minute
+        to another, says how much of a budget to leave.
         """
         architectures = [one.architecture for one in trials]
         repeated_ms = np.array([self._measure_at(site, architectures) for site in self.sites])
         measured = np.isfinite(repeated_ms).all(axis=(0, 2))  # [sites, architectures, processes]
         if measured.any():
-            noise = max(spread(here_ms[measured]) for here_ms in repeated_ms)
-            self.headroom = max(HEADROOM, DEVIATIONS * noise)
+            now = max(spread(here_ms[measured]) for here_ms in repeated_ms)
+            self.headroom = max(self.headroom, DEVIATIONS * now)
         return [
             self._candidate(
                 one.architecture,
@@ -479,8 +483,7 @@ class _Search:
             raise VerificationError(
                 f"the binary differs from its ONNX model by {verification.max_abs_error:.2g}"
             )
-        benches = [bench_bundle(bundle, device=site.device) for _ in range(PROCESSES)]
-        measured = sorted(benches, key=lambda one: one.latency_ms)[PROCESSES // 2]
+        measured = bench_bundle(bundle, device=site.device)
         return record_measured(bundle, measured), measured
 
     def _place(self, site: Site) -> str:

@@ -50,14 +50,16 @@ class Requirements:
     """The limits of a search over one space.
 
     `confidence` is the probability, from the calibrated interval, with which an architecture has to
-    keep each budget. Raises BudgetError when a device is named twice or there is none, InputError
-    for a confidence outside 0..1.
+    keep each budget, and `headroom` the share of each that its predicted latency has to leave.
+    Raises BudgetError when a device is named twice or there is none, InputError for a confidence
+    outside 0..1.
     """
 
     space: SearchSpace
     sites: tuple[Site, ...]
     confidence: float
     limits: Limits = field(default_factory=Limits)
+    headroom: float = 0.0
 
     def __post_init__(self) -> None:
         names = [site.device.name for site in self.sites]
@@ -107,6 +109,15 @@ class Requirements:
             sites.append(dataclasses.replace(site, predictor=conditioned))
         return dataclasses.replace(self, sites=tuple(sites))
 
+    def leaving(self, headroom: float, seed: int) -> "Requirements":
+        """The same limits with so much of the budgets left, unless nothing then keeps them."""
+        strict = dataclasses.replace(self, headroom=headroom)
+        try:
+            strict.require_feasible(seed)
+        except InfeasibleBudgetError:
+            return self
+        return strict
+
     def require_feasible(self, seed: int) -> None:
         """Raise InfeasibleBudgetError when no architecture keeps all limits.
 
@@ -140,4 +151,9 @@ class Requirements:
         return f"the limit of {limit} {name} (ask for at least {round(share * limit + 0.5)})"
 
     def _bounds_ms(self, site: Site, architectures: Sequence[Architecture]) -> Array:
-        return site.predictor.quantile_ms(architectures, self.confidence)
+        """What is held against the budget: the confident bound, or the estimate with headroom."""
+        bounds_ms = site.predictor.quantile_ms(architectures, self.confidence)
+        if self.headroom:
+            latency_ms = site.predictor.predict(architectures).latency_ms
+            bounds_ms = np.maximum(bounds_ms, latency_ms / (1 - self.headroom))
+        return bounds_ms

@@ -13,7 +13,7 @@ from bignas.compile.onnx_export import export_onnx
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import BundleError, MeasurementError
 from bignas.device_db.probe import probe_local
-from bignas.latency.bench import bench_bundle
+from bignas.latency.bench import PROCESSES, bench_bundle
 from bignas.latency.protocol import Settings
 from tests.compile.networks import compile_graph
 
@@ -57,7 +57,7 @@ def test_a_bundle_is_measured(contents: BundleContents, tmp_path: Path) -> None:
     assert latency.min_ms is not None
     assert latency.p90_ms is not None
     assert 0 < latency.min_ms <= latency.latency_ms <= latency.p90_ms
-    assert latency.samples == QUICK.rounds
+    assert latency.samples == PROCESSES * QUICK.rounds
     assert latency.kind == "measured"
     assert latency.device == "local"
     assert Bundle.load(tmp_path / "a bundle").manifest.measured is None

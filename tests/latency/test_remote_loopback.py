@@ -20,7 +20,7 @@ from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Device
 from bignas.device_db.store import Store
 from bignas.latency import protocol, remote
-from bignas.latency.bench import bench_bundle
+from bignas.latency.bench import PROCESSES, bench_bundle
 from bignas.latency.measuring import measure_on
 from bignas.latency.profile import profile_space, space_workloads
 from bignas.latency.protocol import NetworkJob, Settings
@@ -236,7 +236,7 @@ def test_a_bundle_is_verified_run_and_measured_there(shared: Network, bundle: Bu
     assert (scores == bundle.open_library().run(images)).all()
     latency = bench_bundle(bundle, QUICK, device)
     assert latency.device == device.name
-    assert latency.samples == QUICK.rounds
+    assert latency.samples == PROCESSES * QUICK.rounds
     ran = run_remotely(device, {RUNNER: bundle.path / RUNNER}, (f"./{RUNNER}", "--input"), {}, 60.0)
     assert ran.status == 2
     assert "error:" in ran.errors

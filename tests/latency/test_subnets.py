@@ -1,5 +1,8 @@
 """Whole subnets: spread over the space, measured as they ship, found again in the store."""
 
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
 import numpy as np
 import pytest
 
@@ -7,19 +10,22 @@ from bignas.compile.codegen import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import candidates
 from bignas.compile.workload import workloads
-from bignas.device_db.records import Device, Subject
+from bignas.device_db.records import Device, Measurement, Subject
 from bignas.device_db.store import Store
 from bignas.latency.protocol import Settings
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.subnets import (
     architecture_of,
+    lasting_spread,
     measure_subnets,
     measured_subnets,
     spread_sample,
+    typical_ms,
 )
 from bignas.latency.tuned import TunedKernel
+from bignas.supernet.space import Architecture
 from bignas.supernet.spaces import load_space
-from tests.latency.tiny import TINY
+from tests.latency.tiny import TINY, kernel_record
 
 QUICK = Settings(rounds=5, sample_us=50.0)
 
@@ -70,6 +76,47 @@ def test_subnets_are_measured_and_found_again(
     assert found == [(architecture_of(one), one.p50_ns / 1e6) for one in records]
     assert measured_subnets(store, device.name, TINY, "another code") == []
     assert measured_subnets(store, device.name, TINY.with_classes(9), code_hash()) == []
+
+
+def record(architecture: Architecture, latency_ms: float, minutes: float) -> Measurement:
+    """A subnet as if it had been measured so many minutes after the others."""
+    return replace(
+        kernel_record("board", workloads(TINY, architecture)[0], "", [latency_ms * 1e6], "code"),
+        subject=Subject.NETWORK,
+        workload=None,
+        schedule=None,
+        space=space_label(TINY),
+        architecture=architecture.key,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minutes),
+    )
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.01, 0.03])
+def test_what_differs_minutes_later_is_known(store: Store, deviation: float) -> None:
+    store.add_device(replace(store.device("local"), name="board"))
+    random = np.random.default_rng(0)
+    for architecture in spread_sample(TINY, 60, random):
+        for minutes in (0, 5):
+            latency_ms = float(np.exp(random.normal(0, deviation)))
+            store.add_measurements([record(architecture, latency_ms, minutes)])
+    disturbed = record(TINY.smallest(), 3.0, 9)
+    store.add_measurements([disturbed])
+    found = lasting_spread(store, "board", TINY, "code")
+    assert found == pytest.approx(deviation, rel=0.35)
+    assert lasting_spread(store, "board", TINY, "another code") == 0
+
+
+def test_measurements_at_the_same_time_do_not_tell_what_lasts(store: Store) -> None:
+    store.add_device(replace(store.device("local"), name="board"))
+    for number, architecture in enumerate(spread_sample(TINY, 40, np.random.default_rng(0))):
+        store.add_measurements([record(architecture, 1.0 + number, again) for again in (0, 0.5)])
+    assert lasting_spread(store, "board", TINY, "code") == 0
+
+
+def test_of_several_measurements_the_undisturbed_ones_are_averaged() -> None:
+    assert typical_ms([1.0]) == 1.0
+    assert typical_ms([1.02, 1.0]) == pytest.approx(1.01)
+    assert typical_ms([1.5, 1.0, 1.02]) == pytest.approx(1.01)
 
 
 def test_a_kernel_without_a_schedule_is_an_error(device: Device, cache: ObjectCache) -> None:

@@ -313,5 +313,7 @@ def test_the_more_processes_differ_the_more_of_a_budget_is_left(
             print,
         )
         candidates = search._measure(trials)
-    assert search.headroom == pytest.approx(max(pipeline.HEADROOM, 3 * noise), rel=0.3)
+    assert search.headroom == pytest.approx(
+        max(pipeline.HEADROOM, pipeline.DEVIATIONS * noise), rel=0.3
+    )
     assert len(candidates) == len(trials)

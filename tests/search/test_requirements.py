@@ -64,6 +64,22 @@ def test_a_load_of_one_is_kept_with_the_confidence_asked_for() -> None:
         assert requirements.probabilities(SPACE.biggest())["a"] == pytest.approx(confidence)
 
 
+def test_headroom_is_left_by_what_is_predicted_unless_nothing_keeps_it() -> None:
+    rng = np.random.default_rng(0)
+    some = [SPACE.sample(rng) for _ in range(20)]
+    one = site("a", 0.1)
+    latency_ms = one.predictor.predict(some).latency_ms
+    plain = Requirements(SPACE, (one,), 0.5)
+    loads = plain.leaving(0.2, 0).loads(some)
+    assert loads == pytest.approx(latency_ms / 0.08)
+    assert (
+        Requirements(SPACE, (one,), 0.95).leaving(0.001, 0).loads(some) > plain.loads(some)
+    ).all()
+    smallest_ms = float(one.predictor.predict([SPACE.smallest()]).latency_ms[0])
+    tight = Requirements(SPACE, (site("a", 1.1 * smallest_ms),), 0.5)
+    assert tight.leaving(0.2, 0) is tight
+
+
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -1.0, 2.0, float("nan")])
 def test_a_confidence_outside_its_range_is_refused(confidence: float) -> None:
     with pytest.raises(InputError, match="between 0 and 1"):
