@@ -30,7 +30,6 @@ from command import progress, run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bignas.compile.codegen import code_hash
 from bignas.compile.fusion import choose_kernels
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import InputError
@@ -42,6 +41,7 @@ from bignas.latency.metrics import mape
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import DEFAULT_SUBNETS, space_workloads
 from bignas.latency.profile_plan import ProfilePlanner
+from bignas.latency.protocol import evidence_hash
 from bignas.latency.subnets import measured_subnets
 from bignas.latency.tuned import kernel_table
 from bignas.supernet.space import Architecture, SearchSpace
@@ -93,7 +93,7 @@ class Replay:
 
     def error(self, test: Sequence[Architecture]) -> float:
         """Return the mean absolute percentage error on the test subnets, as a fraction."""
-        table = KernelTable(self.table, self.recorded.table.device_name, code_hash())
+        table = KernelTable(self.table, self.recorded.table.device_name, evidence_hash())
         predictor = LatencyPredictor.fit(self.recorded.space, table, list(self.networks.items()))
         measured_ms = [self.recorded.networks[one] for one in test]
         return mape(predictor.predict(test).latency_ms, measured_ms)
@@ -175,7 +175,7 @@ def load(options: argparse.Namespace) -> Recorded:
     kernels = tuple(space_workloads(space))
     with Store.open() as store:
         table = kernel_table(store, options.device)
-        networks = dict(measured_subnets(store, options.device, space, code_hash()))
+        networks = dict(measured_subnets(store, options.device, space, evidence_hash()))
     if missing := set(kernels) - table.keys():
         raise InputError(f"{len(missing)} kernels are not measured; run `bignas profile` first")
     if len(networks) < options.test + DEFAULT_SUBNETS:

@@ -55,12 +55,14 @@ def profile(
     """Measure kernels and whole subnets of a search space on a device.
 
     Subnets tell what the sum of their kernels misses. What makes predictions surest for its time
-    comes first, until everything is measured. Everything is kept at once; an interrupted run loses
-    little, and the next run goes on.
+    comes first, until everything is measured. What is known of other devices, in the store or
+    shipped, helps to estimate what has not been measured yet. Everything is kept at once; an
+    interrupted run loses little, and the next run goes on.
     """
     from bignas.cli.inputs import require_measurable
     from bignas.compile.objects import ObjectCache
     from bignas.device_db.store import Store
+    from bignas.latency.known_tables import known_tables
     from bignas.latency.profile import profile_space
     from bignas.supernet.spaces import load_space
 
@@ -77,6 +79,7 @@ def profile(
             lambda progress: bars(profile_step(progress)),
             subnets,
             None if target_percent is None else target_percent / 100,
+            known_tables(store, device),
         )
     document = {"space": search_space.name, "device": device.name, **asdict(summary)}
     output.show(

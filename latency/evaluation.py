@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from bignas.compile.codegen import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import MeasurementError
@@ -14,6 +13,7 @@ from bignas.device_db.records import Device, Measurement
 from bignas.device_db.store import Store
 from bignas.latency import metrics
 from bignas.latency.predictor import LatencyPredictor
+from bignas.latency.protocol import evidence_hash
 from bignas.latency.recording import Recorder
 from bignas.latency.subnets import measure_subnets, measured_subnets, typical_weights_bytes
 from bignas.latency.tuning import ensure_networks_tuned
@@ -104,7 +104,7 @@ def _fresh(
     space: SearchSpace, device: Device, store: Store, count: int, seed: int
 ) -> list[Architecture]:
     """Return random architectures that no measurement in the store is of, at most `count`."""
-    known = {one for one, _ in measured_subnets(store, device.name, space, code_hash())}
+    known = {one for one, _ in measured_subnets(store, device.name, space, evidence_hash())}
     random = np.random.default_rng([seed, 0xF8E5])
     found: dict[Architecture, None] = {}
     for _ in range(100 * count):

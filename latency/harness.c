@@ -27,9 +27,11 @@
  * needs of its own in the place of OTHER. Under an emulator of single programs nothing is measured:
  * the only answer is "emulated".
  *
- * Kernels meet the caches as they will in their network. Its activations were just written; its
- * weights are near when the weights of the whole network are (flush 0). Otherwise each call has
- * weights of its own, which are read, and then pushed out of the core's own cache, before the call.
+ * Kernels meet the caches as they will in their network. Their input was just written, and the other
+ * kernels have run since the last call: before each call, foreign code and data take the place of its
+ * own in the first-level caches, and the call alone is timed. Its weights are in the core's own cache
+ * when those of the whole network are (flush 0). Otherwise each call has weights of its own, which are
+ * read, and then pushed out of that cache, before the calls.
  */
 #define _GNU_SOURCE
 #include "pool.h"
@@ -62,6 +64,8 @@ struct job {
 
 enum { GROUP = 4096 };
 static const double GROUP_NS = 1e6, WARM_NS = 1e8;
+static const double MOST_BETWEEN = 3; /* lengths of a sample that it takes with what is between calls */
+enum { MOST_CALLS = 100000 };
 
 enum { INPUT, WEIGHTS, BIAS, OTHER, OUTPUT, BUFFERS };
 enum { ARENA_FLOATS = 1 << 21 }; /* for weights of several calls, when those are not near */
@@ -224,39 +228,71 @@ static const float *weights_of_call(const struct job *job, int call) {
     return buffers[WEIGHTS] + stride * (size_t)(call % copies_of(job));
 }
 
-struct calls {
-    const struct job *job;
-    int count;
-};
-
-static void compute(void *argument, int part, struct pool_call *call) {
-    const struct calls *calls = argument;
-    const struct job *job = calls->job;
-    int first = pool_share(job->tasks, part, call), last = pool_share(job->tasks, part + 1, call);
-    float *other = buffers[OTHER] + job->scratch * (size_t)part;
-    for (int i = 0; i < calls->count; i++) {
-        if (job->tasks > 1 || part == 0)
-            job->kernel(buffers[INPUT], weights_of_call(job, i), buffers[BIAS], other,
-                        buffers[OUTPUT], job->tasks > 1 ? first : 0, job->tasks > 1 ? last : 1);
-        pool_barrier(call);
-    }
-}
-
-static double run_job(const struct job *job, int inner) {
-    struct calls calls = {job, inner};
-    double start = now_ns();
-    if (job->network)
-        for (int i = 0; i < inner; i++)
-            job->network(buffers[INPUT], buffers[OUTPUT], buffers[OTHER]);
-    else
-        pool_run(compute, &calls, threads);
-    return now_ns() - start;
-}
-
 static float read_floats(const float *from, size_t floats) {
     float sum = 0;
     for (size_t i = 0; i < floats; i += LINE_FLOATS) sum += from[i];
     return sum;
+}
+
+/* More code and data than first-level caches hold, out of the next one. */
+enum { FOREIGN_FLOATS = 1 << 15 };
+static float foreign[FOREIGN_FLOATS];
+
+static void run_foreign_code(void) {
+#if defined(__x86_64__)
+    __asm__ volatile(".rept 8192\n .byte 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0\n .endr"); /* nop, 8 bytes */
+#elif defined(__riscv)
+    __asm__ volatile(".option push\n .option norvc\n .rept 16384\n nop\n .endr\n .option pop");
+#else
+    __asm__ volatile(".rept 16384\n nop\n .endr");
+#endif
+}
+
+struct calls {
+    const struct job *job;
+    int count;
+    double ns; /* inside the kernel */
+};
+
+static double clock_reading_ns; /* what a look at the clock takes */
+
+static void compute(void *argument, int part, struct pool_call *call) {
+    struct calls *calls = argument;
+    const struct job *job = calls->job;
+    int first = pool_share(job->tasks, part, call), last = pool_share(job->tasks, part + 1, call);
+    float *other = buffers[OTHER] + job->scratch * (size_t)part;
+    for (int i = 0; i < calls->count; i++) {
+        run_foreign_code();
+        float sum = read_floats(foreign, FOREIGN_FLOATS);
+        sink = sum + read_floats(buffers[INPUT], job->sizes[INPUT]);
+        pool_barrier(call);
+        double start = part == 0 ? now_ns() : 0;
+        if (job->tasks > 1 || part == 0)
+            job->kernel(buffers[INPUT], weights_of_call(job, i), buffers[BIAS], other,
+                        buffers[OUTPUT], job->tasks > 1 ? first : 0, job->tasks > 1 ? last : 1);
+        pool_barrier(call);
+        if (part == 0) calls->ns += now_ns() - start - clock_reading_ns;
+    }
+}
+
+/* Run a job so many times; returns what that took, without what comes between calls of a kernel. */
+static double run_job(const struct job *job, int inner) {
+    if (!job->network) {
+        struct calls calls = {job, inner, 0};
+        pool_run(compute, &calls, threads);
+        return calls.ns > 1 ? calls.ns : 1;
+    }
+    double start = now_ns();
+    for (int i = 0; i < inner; i++) job->network(buffers[INPUT], buffers[OUTPUT], buffers[OTHER]);
+    return now_ns() - start;
+}
+
+static void find_clock_reading(void) {
+    clock_reading_ns = 1e9;
+    for (int i = 0; i < 1000; i++) {
+        double start = now_ns(), passed = now_ns() - start;
+        if (passed < clock_reading_ns) clock_reading_ns = passed;
+    }
 }
 
 /* Bring code and data into the caches as far as they will be there in the network. */
@@ -336,6 +372,14 @@ static int load(struct job *job, int number) {
     return 0;
 }
 
+/* How many calls of a job make a sample, from a run of some: kernels spend most time between calls. */
+static int calls_of_sample(const struct job *job, int tried, double sample_ns) {
+    double begin = now_ns(), inside = run_job(job, tried), passed = now_ns() - begin;
+    double wanted = tried * sample_ns / inside, bound = tried * MOST_BETWEEN * sample_ns / passed;
+    double calls = (wanted < bound ? wanted : bound) + 1;
+    return calls > MOST_CALLS ? MOST_CALLS : (int)calls;
+}
+
 /* Load the anchor and find how many calls of it make a reading. */
 static int load_anchor(void) {
     if (load(&anchor, ANCHOR)) return -1;
@@ -393,6 +437,8 @@ int main(void) {
         }
     }
     if (cpus) sched_setaffinity(0, sizeof set, &set);
+    find_clock_reading();
+    for (int i = 0; i < FOREIGN_FLOATS; i++) foreign[i] = 0.001f * (float)(i % 7);
     state += (uint64_t)seed * 7919;
 
     size_t largest[BUFFERS] = {0};
@@ -423,16 +469,13 @@ int main(void) {
         printf("start %d\n", order[k]);
         fflush(stdout);
         run_job(job, 1);
-        double once = run_job(job, 1);
-        int inner = once > 0 ? (int)(sample_ns / once) : 1;
-        job->inner = inner < 1 ? 1 : inner > 100000 ? 100000 : inner;
-        double again = run_job(job, job->inner);
-        inner = (int)(sample_ns / (again / job->inner)) + 1;
-        job->expected_ns = again / job->inner;
-        job->inner = inner < 1 ? 1 : inner > 100000 ? 100000 : inner;
+        job->inner = calls_of_sample(job, 1, sample_ns);
+        job->inner = calls_of_sample(job, job->inner, sample_ns);
         if (flushed_floats && !job->network && job->inner > copies_of(job))
             job->inner = copies_of(job);
-        job->expected_ns *= job->inner;
+        double begin = now_ns();
+        run_job(job, job->inner);
+        job->expected_ns = now_ns() - begin;
         job->samples = malloc(sizeof(double) * (size_t)rounds);
     }
     puts("started");

@@ -34,12 +34,14 @@ def held_out_error(
     networks: Sequence[tuple[Architecture, float]],
     weights: Mapping[Workload, float],
     unmeasured_share: float,
+    sources: Sequence[KernelTable] = (),
 ) -> float | None:
     """Return the mean absolute percentage error to expect on fresh networks, as a fraction.
 
     networks: distinct architectures and their milliseconds; weights: how much each kernel counts
     in fresh networks; unmeasured_share: part of fresh networks' kernel sums that is estimated, from
-    0 to 1. None when fewer than `FEWEST_NETWORKS` were measured.
+    0 to 1; sources: tables of other devices, for kernels that are estimated. None when fewer than
+    `FEWEST_NETWORKS` were measured.
     """
     if len(networks) < FEWEST_NETWORKS:
         return None
@@ -52,9 +54,10 @@ def held_out_error(
         if forgotten:
             kept = {one: us for one, us in table.items() if one not in forgotten}
             rest = KernelTable(kept, table.device_name, table.code_hash)
-            plain = LatencyPredictor.of_kernels(space, rest)
+            plain = LatencyPredictor.of_kernels(space, rest, sources=sources)
         else:
-            plain = whole = whole or LatencyPredictor.of_kernels(space, table)
+            whole = whole or LatencyPredictor.of_kernels(space, table, sources=sources)
+            plain = whole
         predicted_ms[fold::FOLDS] = plain.corrected(train).predict(test).latency_ms
     return mape(predicted_ms, np.array([latency_ms for _, latency_ms in networks]))
 

@@ -3,6 +3,11 @@
 The model is a roofline (time = constant + work / speed of each kind of work + bytes / bandwidth,
 all coefficients non-negative), fitted to relative errors, times a learned correction.
 (Williams et al., "Roofline: an insightful visual performance model", CACM 52, 2009.)
+
+Tables of other devices help: what a kernel takes there is one more kind of work, and one more input
+of the correction. With two dozen kernels measured that tells more than any shape does (Lee et al.,
+"HELP: hardware-adaptive efficient latency prediction for NAS via meta-learning", NeurIPS 2021, with
+whole networks). Cross-validation decides whether the sources resemble the device at all.
 """
 
 import hashlib
@@ -27,13 +32,20 @@ from bignas.latency.features import (
 )
 from bignas.latency.regression import Correction, fit_correction
 
-__all__ = ["KernelModel", "KernelTable", "estimate_kernels", "rough_latencies_us"]
+__all__ = [
+    "KernelModel",
+    "KernelTable",
+    "estimate_kernels",
+    "rough_latencies_us",
+]
 
 Array = NDArray[np.float64]
 
 # The relative error that a kernel model is taken to have when there are too few kernels to tell.
 DEFAULT_ERROR = 0.3
 _FEWEST_FOR_AN_ERROR = 5
+_FOLDS = 10  # of the cross-validation of sources
+_FEWEST_FOR_SOURCES = 6  # kernels: below, a roofline of as many coefficients fits anything
 
 # Microseconds: a call, one MAC of each kind of work, one byte (the columns of ROOFLINE_FEATURES).
 _ORDINARY_CORE = (0.3, 3e-5, 3e-5, 3e-5, 3e-5, 2e-5)
@@ -83,52 +95,124 @@ class KernelTable(Mapping[Workload, float]):
 
 @dataclass(frozen=True, eq=False)
 class KernelModel:
-    """Estimates the latency of a kernel from its shape."""
+    """Estimates the latency of a kernel from its shape, and from what it takes elsewhere."""
 
-    roofline: Array  # one coefficient for each of ROOFLINE_FEATURES, microseconds
+    roofline: Array  # one coefficient for each of ROOFLINE_FEATURES (us), then for each source
     floor_us: float  # no kernel is estimated to be faster
-    correction: Correction  # of the logarithm, on kernel_features
+    correction: Correction  # of the logarithm, on kernel_features and log latencies of the sources
     error: float  # median absolute error of the logarithm on kernels left out of the fit
+    sources: tuple[KernelTable, ...] = ()
 
     @classmethod
-    def fit(cls, table: Mapping[Workload, float], seed: int) -> "KernelModel":
-        """Fit to a table of latencies in microseconds. Raises InputError when it is empty."""
+    def fit(
+        cls, table: Mapping[Workload, float], seed: int, sources: Sequence[KernelTable] = ()
+    ) -> "KernelModel":
+        """Fit to a table of latencies in microseconds. Raises InputError when it is empty.
+
+        `sources` are other devices; they are left out where they do not help.
+        """
         if not table:
             raise InputError("no kernel has been measured yet; run `bignas profile` first")
         workloads = list(table)
         latency_us = np.array([table[workload] for workload in workloads], dtype=np.float64)
-        roofline = _fit_roofline(roofline_features(workloads), latency_us)
+        sources = _helpful(sources, workloads, latency_us, seed)
+        work = _work(workloads, sources)
+        roofline = _fit_roofline(work, latency_us)
         floor_us = float(latency_us.min()) / 2
-        base_us = np.maximum(roofline_features(workloads) @ roofline, floor_us)
-        fit = fit_correction(kernel_features(workloads), np.log(latency_us / base_us), seed)
+        base_us = np.maximum(work @ roofline, floor_us)
+        inputs = _inputs(workloads, work)
+        fit = fit_correction(inputs, np.log(latency_us / base_us), seed)
         few = len(table) < _FEWEST_FOR_AN_ERROR
         error = DEFAULT_ERROR if few else float(np.median(np.abs(fit.residuals)))
-        return cls(roofline, floor_us, fit.correction, error)
+        return cls(roofline, floor_us, fit.correction, error, tuple(sources))
 
     def estimate_us(self, workloads: Sequence[Workload]) -> Array:
         """Latencies in microseconds, one a workload."""
-        base_us = np.maximum(roofline_features(workloads) @ self.roofline, self.floor_us)
-        return np.asarray(base_us * np.exp(self.correction.predict(kernel_features(workloads))))
+        work = _work(workloads, self.sources)
+        base_us = np.maximum(work @ self.roofline, self.floor_us)
+        return np.asarray(base_us * np.exp(self.correction.predict(_inputs(workloads, work))))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
+        shape, known = np.split(self.roofline, [len(ROOFLINE_FEATURES)])
         return {
-            "roofline": dict(zip(ROOFLINE_FEATURES, self.roofline.tolist(), strict=True)),
+            "roofline": dict(zip(ROOFLINE_FEATURES, shape.tolist(), strict=True)),
             "floor_us": self.floor_us,
             "correction": self.correction.to_dict(),
             "error": self.error,
+            "sources": [
+                {
+                    "coefficient": coefficient,
+                    "device_name": one.device_name,
+                    "code_hash": one.code_hash,
+                    "kernels_us": one.to_dict(),
+                }
+                for one, coefficient in zip(self.sources, known.tolist(), strict=True)
+            ],
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "KernelModel":
-        """Inverse of to_dict. Raises KeyError, TypeError, ValueError or XGBoostError."""
+        """Inverse of to_dict. Raises KeyError, TypeError, ValueError, XGBoostError, BignasError."""
         coefficients = [float(values["roofline"][name]) for name in ROOFLINE_FEATURES]
+        sources = values.get("sources", [])
+        coefficients += [float(one["coefficient"]) for one in sources]
         return cls(
             roofline=np.array(coefficients),
             floor_us=float(values["floor_us"]),
             correction=Correction.from_dict(values["correction"]),
             error=float(values["error"]),
+            sources=tuple(_source(one) for one in sources),
         )
+
+
+def _source(values: Mapping[str, Any]) -> KernelTable:
+    kernels = values["kernels_us"].items()
+    return KernelTable(
+        {Workload.from_key(key): float(latency_us) for key, latency_us in kernels},
+        device_name=str(values["device_name"]),
+        code_hash=str(values["code_hash"]),
+    )
+
+
+def _helpful(
+    sources: Sequence[KernelTable], workloads: Sequence[Workload], latency_us: Array, seed: int
+) -> Sequence[KernelTable]:
+    """Return the sources when rooflines with them are better at kernels left out, else none.
+
+    Better by more than a standard error of the mean difference.
+    """
+    if not sources or len(workloads) < _FEWEST_FOR_SOURCES:
+        return ()
+    folds = np.random.default_rng(seed).permutation(np.arange(len(workloads)) % _FOLDS)
+    alone, together = (
+        _held_out_errors(_work(workloads, some), latency_us, folds) for some in ((), sources)
+    )
+    gains = alone - together
+    return sources if gains.mean() > gains.std() / math.sqrt(len(gains)) else ()
+
+
+def _held_out_errors(work: Array, latency_us: Array, folds: Array) -> Array:
+    """Absolute errors of the logarithm of each kernel, by rooflines fitted without it."""
+    errors = np.zeros_like(latency_us)
+    for fold in np.unique(folds):
+        train, test = folds != fold, folds == fold
+        roofline = _fit_roofline(work[train], latency_us[train])
+        estimates_us = np.maximum(work[test] @ roofline, latency_us[train].min() / 2)
+        errors[test] = np.abs(np.log(estimates_us / latency_us[test]))
+    return errors
+
+
+def _work(workloads: Sequence[Workload], sources: Sequence[KernelTable]) -> Array:
+    """Rows [n, roofline features and sources] of what the time is a sum of."""
+    columns = [rough_latencies_us(one, workloads) for one in sources]
+    return np.column_stack([roofline_features(workloads), *columns])
+
+
+def _inputs(workloads: Sequence[Workload], work: Array) -> Array:
+    """Rows [n, columns] that the correction depends on; `work` as `_work` gives it."""
+    known = np.log(work[:, len(ROOFLINE_FEATURES) :])
+    return np.column_stack([kernel_features(workloads), known])
 
 
 def _fit_roofline(features: Array, latency_us: Array) -> Array:

@@ -36,7 +36,11 @@ from bignas.device_db.errors import BignasError, InputError
 from bignas.device_db.files import write_atomically
 from bignas.device_db.records import Workload
 from bignas.latency.features import NetworkSums, SpaceSums, network_features
-from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
+from bignas.latency.kernel_model import (
+    KernelModel,
+    KernelTable,
+    estimate_kernels,
+)
 from bignas.latency.regression import Correction, ModelKind, fit_correction
 from bignas.supernet.space import Architecture, SearchSpace
 
@@ -169,6 +173,7 @@ class LatencyPredictor:
         confidence: float = 0.9,
         seed: int = 0,
         repeatability: float = 0.0,
+        sources: Sequence[KernelTable] = (),
     ) -> "LatencyPredictor":
         """Fit to measured kernels and measured networks (architecture, milliseconds).
 
@@ -178,21 +183,27 @@ class LatencyPredictor:
         for an empty table, a latency that is not positive or a confidence outside 0..1,
         ArchitectureError for a network outside the space.
         """
-        kernels = cls.of_kernels(space, table, confidence, seed)
+        kernels = cls.of_kernels(space, table, confidence, seed, sources)
         return replace(kernels, repeatability=repeatability).corrected(networks, seed)
 
     @classmethod
     def of_kernels(
-        cls, space: SearchSpace, table: KernelTable, confidence: float = 0.9, seed: int = 0
+        cls,
+        space: SearchSpace,
+        table: KernelTable,
+        confidence: float = 0.9,
+        seed: int = 0,
+        sources: Sequence[KernelTable] = (),
     ) -> "LatencyPredictor":
         """Fit to measured kernels alone: the prediction is their plain sum.
 
+        `sources` are other devices, from which kernels that were not measured are estimated too.
         Raises InputError for an empty table or a confidence outside 0..1.
         """
         return cls(
             space=space,
             table=table,
-            kernel_model=KernelModel.fit(table, seed),
+            kernel_model=KernelModel.fit(table, seed, sources),
             correction=Correction(ModelKind.ZERO),
             interval=Interval(DEFAULT_HALF_WIDTH, DEFAULT_HALF_WIDTH, 0.0, 1.0),
             confidence=confidence,
@@ -322,7 +333,7 @@ class LatencyPredictor:
         if device_name != self.table.device_name:
             reasons.append(f"it was fitted for device {self.table.device_name!r}")
         if code_hash != self.table.code_hash:
-            reasons.append("the kernels have changed since they were measured")
+            reasons.append("the kernels or the way to measure them have changed since then")
         if _differ(machine_digest, self.table.machine_digest):
             reasons.append(f"device {device_name!r} is another machine or target now")
         if _differ(runtime, self.table.runtime):

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from platformdirs import user_data_dir
 
-from bignas.compile.codegen import code_hash
 from bignas.device_db.errors import InputError
 from bignas.device_db.records import Device
 from bignas.latency.predictor import LatencyPredictor
-from bignas.latency.protocol import runtime_version
+from bignas.latency.protocol import evidence_hash, runtime_version
 from bignas.latency.recording import space_label
 from bignas.supernet.space import SearchSpace
 
@@ -46,6 +45,6 @@ def load_predictor(space: SearchSpace, device: Device) -> LatencyPredictor:
         )
     predictor = LatencyPredictor.load(path)
     predictor.check_matches(
-        space, device.name, code_hash(), device.machine_digest, runtime_version()
+        space, device.name, evidence_hash(), device.machine_digest, runtime_version()
     )
     return predictor.for_space(space)

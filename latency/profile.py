@@ -16,7 +16,6 @@ from enum import StrEnum
 
 import numpy as np
 
-from bignas.compile.codegen import code_hash
 from bignas.compile.fusion import choose_kernels, kernel_options
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workload_of, workloads
@@ -26,8 +25,10 @@ from bignas.device_db.records import Device, Layout, Workload
 from bignas.device_db.store import Store
 from bignas.latency.held_out import held_out_error
 from bignas.latency.kernel_model import KernelTable
+from bignas.latency.known_tables import known_tables
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile_plan import SUBNET_BATCH, SUBNET_COST, Batch, ProfilePlanner
+from bignas.latency.protocol import evidence_hash
 from bignas.latency.subnets import (
     lasting_spread,
     measure_subnets,
@@ -177,13 +178,15 @@ def profile_space(
     progress: Callable[[ProfileProgress], None] | None = None,
     subnets: int = DEFAULT_SUBNETS,
     target_error: float | None = None,
+    sources: Sequence[KernelTable] = (),
 ) -> ProfileSummary:
     """Measure kernels and subnets until all are there, the time is up or the error is low enough.
 
     What comes next is chosen batch by batch by what the store holds (`ProfilePlanner`). In any case
     there is a first batch of kernels and of subnets in the end. Once everything is measured, it is
     measured again (`CHECKS`), as far as the time lasts. `target_error` is a fraction, held
-    against `held_out_error`. Profilers that share a cache folder take turns, batch by batch: they
+    against `held_out_error`, which tables of other devices (`sources`) lower while kernels are
+    missing. Profilers that share a cache folder take turns, batch by batch: they
     neither disturb each other nor measure anything twice.
 
     Raises:
@@ -197,7 +200,7 @@ def profile_space(
     if math.isnan(minutes) or minutes < 0:
         raise InputError(f"the minutes must be a number of at least 0, not {minutes:g}")
     with Tuner(device, store, cache, typical_weights_bytes(space)) as tuner:
-        run = _Profile(space, tuner, minutes, progress, subnets, target_error)
+        run = _Profile(space, tuner, minutes, progress, subnets, target_error, sources)
         return run.run()
 
 
@@ -212,9 +215,11 @@ class _Profile:
         progress: Callable[[ProfileProgress], None] | None,
         subnets: int,
         target_error: float | None,
+        sources: Sequence[KernelTable],
     ) -> None:
         self._space, self._tuner = space, tuner
         self._progress, self._target_error = progress, target_error
+        self._sources = sources
         self._start = time.monotonic()
         self._seconds = minutes * 60
         self._wanted = space_workloads(space)
@@ -345,7 +350,7 @@ class _Profile:
     def _look(self) -> "_State":
         store, device = self._tuner.store, self._tuner.device.name
         kernels = tuned_kernels(store, device)
-        networks = subnet_measurements(store, device, self._space, code_hash())
+        networks = subnet_measurements(store, device, self._space, evidence_hash())
         wanted = set(self._wanted)
         return _State(
             table={one: entry.latency_us for one, entry in kernels.items()},
@@ -375,10 +380,11 @@ class _Profile:
     def _estimate(self, state: "_State") -> float | None:
         if not state.table:
             return None
-        table = KernelTable(state.table, self._tuner.device.name, code_hash())
+        table = KernelTable(state.table, self._tuner.device.name, evidence_hash())
         weights = self._planner.weights(state.table)
         share = float(self._planner.estimated_shares(state.table).mean())
-        return held_out_error(self._space, table, list(state.networks.items()), weights, share)
+        networks = list(state.networks.items())
+        return held_out_error(self._space, table, networks, weights, share, self._sources)
 
     # Time, turns and progress
 
@@ -442,6 +448,8 @@ def fit_predictor(
 ) -> LatencyPredictor:
     """Train the latency predictor of a space on all that the store holds for a device.
 
+    Kernels of the space that were not measured are estimated with the tables of other devices.
+
     Raises:
         MeasurementError: no kernel of the device has been measured.
     """
@@ -451,6 +459,14 @@ def fit_predictor(
             f"nothing is measured on {device.name} yet;"
             f" run `bignas profile SPACE --device {device.name}`"
         )
-    networks = measured_subnets(store, device.name, space, code_hash())
-    repeatability = lasting_spread(store, device.name, space, code_hash())
-    return LatencyPredictor.fit(space, table, networks, confidence, repeatability=repeatability)
+    networks = measured_subnets(store, device.name, space, evidence_hash())
+    repeatability = lasting_spread(store, device.name, space, evidence_hash())
+    complete = all(one in table for one in space_workloads(space))
+    return LatencyPredictor.fit(
+        space,
+        table,
+        networks,
+        confidence,
+        repeatability=repeatability,
+        sources=() if complete else known_tables(store, device),
+    )

@@ -34,6 +34,7 @@ from typing import Protocol
 
 import psutil
 
+from bignas.compile.codegen import code_hash
 from bignas.compile.network import THREADS_OF_LIBRARY, runtime_files
 from bignas.compile.plan import MOST_THREADS
 from bignas.compile.toolchain import link_program
@@ -55,6 +56,7 @@ __all__ = [
     "TimingResult",
     "build_harness",
     "ended_when_silent",
+    "evidence_hash",
     "job_lines",
     "measure",
     "measure_with",
@@ -62,6 +64,7 @@ __all__ = [
     "setting_lines",
 ]
 
+PROTOCOL = 3  # of measuring: latencies by another one are no evidence beside those by this one
 SILENT = "no progress"
 ENDING_SECONDS = 10.0  # for a process to end in order
 WATCH_SECONDS = 0.5  # between looks whether a process has to be ended
@@ -562,6 +565,11 @@ def _environment(before: tuple[float, float], switches: int, cores: tuple[int, .
         affinity=cores,
         governor=governor,
     )
+
+
+def evidence_hash() -> str:
+    """Return the hash of what latencies are evidence of: the kernels' code, and this protocol."""
+    return hashlib.sha256(f"{code_hash()} {PROTOCOL}".encode()).hexdigest()[:16]
 
 
 def runtime_version() -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bignas.compile.codegen import code_hash, compiler_version
+from bignas.compile.codegen import compiler_version
 from bignas.compile.schedule import Schedule
 from bignas.device_db.records import (
     Environment,
@@ -16,7 +16,7 @@ from bignas.device_db.records import (
     Subject,
     Workload,
 )
-from bignas.latency.protocol import TimingResult, runtime_version
+from bignas.latency.protocol import TimingResult, evidence_hash, runtime_version
 from bignas.supernet.space import Architecture, SearchSpace
 
 __all__ = ["Recorder", "space_label"]
@@ -36,7 +36,7 @@ class Recorder:
         self.provenance = Provenance(
             compiler=compiler_version(),
             runtime=runtime_version(),
-            code_hash=code_hash(),
+            code_hash=evidence_hash(),
             bignas_version=version("bignas"),
             host=platform.node(),
         )

@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from bignas.compile.codegen import code_hash
 from bignas.compile.fusion import fuse_graph
 from bignas.compile.graph import KernelGraph
 from bignas.compile.schedule import Schedule, candidates
 from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.kernel_model import KernelTable
-from bignas.latency.protocol import runtime_version
+from bignas.latency.protocol import evidence_hash, runtime_version
 from bignas.latency.remote import LOST
 
 __all__ = [
@@ -46,7 +45,7 @@ def tuned_kernels(store: Store, device: str) -> dict[Workload, TunedKernel]:
     few noisy samples looks faster than it is, so a longer measurement always replaces a shorter
     one. Of equally long ones the fastest counts: the others were disturbed.
     """
-    return best_kernels(store.kernel_measurements(device, code_hash=code_hash()))
+    return best_kernels(store.kernel_measurements(device, code_hash=evidence_hash()))
 
 
 def best_kernels(measurements: Iterable[Measurement]) -> dict[Workload, TunedKernel]:
@@ -83,7 +82,7 @@ def failed_kernels(store: Store, device: str) -> dict[Workload, str]:
     """
     sessions: dict[Workload, dict[str, str]] = {}
     succeeded: set[Workload] = set()
-    for item in store.kernel_measurements(device, code_hash=code_hash()):
+    for item in store.kernel_measurements(device, code_hash=evidence_hash()):
         if item.workload is None:
             continue
         if item.error is None:
@@ -102,7 +101,7 @@ def kernel_table(store: Store, device: str) -> KernelTable:
     kernels = tuned_kernels(store, device)
     latencies = {workload: entry.latency_us for workload, entry in kernels.items()}
     machine_digest = store.device(device).machine_digest
-    return KernelTable(latencies, device, code_hash(), machine_digest, runtime_version())
+    return KernelTable(latencies, device, evidence_hash(), machine_digest, runtime_version())
 
 
 def fuse_tuned(graph: KernelGraph, kernels: Mapping[Workload, TunedKernel]) -> KernelGraph:

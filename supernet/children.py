@@ -85,7 +85,8 @@ class ChildEvaluator:
 
         `progress` is told (done, total) of those that the store does not know.
 
-        One process is this one. Raises ArchitectureError for an architecture outside the space,
+        One process is this one, which then keeps the memory that it frees. Raises
+        ArchitectureError for an architecture outside the space,
         before anything is evaluated, and MeasurementError when a process dies.
         """
         for arch in archs:
@@ -107,6 +108,7 @@ class ChildEvaluator:
         if processes > 1 and len(archs) > 1:
             yield from self._by_workers(archs, min(processes, len(archs)))
         elif archs:
+            keep_freed_memory()
             network = self._checkpoint.network()
             for arch in archs:
                 yield arch, _correct(network, arch, self._data)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from bignas.compile.bundle import BundleContents, write_bundle
-from bignas.compile.codegen import code_hash
 from bignas.compile.lower import lower_onnx
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
@@ -21,6 +20,7 @@ from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.predictors import save_predictor
 from bignas.latency.profile import space_workloads
+from bignas.latency.protocol import evidence_hash
 from bignas.supernet.checkpoint import load_checkpoint
 from bignas.supernet.data import load_data
 from bignas.supernet.evaluate import extract_calibrated
@@ -99,7 +99,7 @@ def predictor(space_file: Path) -> LatencyPredictor:
     """A fitted predictor of the tiny space on this machine, from an invented kernel table."""
     space = load_space(str(space_file))
     latencies = {one: 1.0 + one.macs / 1e4 for one in space_workloads(space)}
-    table = KernelTable(latencies, "local", code_hash())
+    table = KernelTable(latencies, "local", evidence_hash())
     fitted = LatencyPredictor.fit(space, table, [])
     save_predictor(fitted, probe_local())
     return fitted
@@ -115,7 +115,7 @@ def measured(space_file: Path) -> None:
                 kernel(number, "local"),
                 workload=workload,
                 schedule=candidates(workload, device.target)[0].to_text(),
-                provenance=replace(kernel().provenance, code_hash=code_hash()),
+                provenance=replace(kernel().provenance, code_hash=evidence_hash()),
             )
             for number, workload in enumerate(space_workloads(load_space(str(space_file))))
         )

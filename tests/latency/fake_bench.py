@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from bignas.compile.codegen import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import Schedule
 from bignas.compile.workload import workloads
@@ -18,6 +17,7 @@ from bignas.device_db.records import (
     Workload,
 )
 from bignas.device_db.store import Store
+from bignas.latency.protocol import evidence_hash
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel
 from bignas.supernet.space import Architecture, SearchSpace
@@ -62,9 +62,9 @@ class FakeTuner:
         text = Schedule().to_text()
         name, session = self.device.name, self.recorder.session
         records = [
-            kernel_record(name, one, text, [], code_hash(), "it failed")
+            kernel_record(name, one, text, [], evidence_hash(), "it failed")
             if one in self.failing
-            else kernel_record(name, one, text, [1e3 * kernel_us(one)] * 3, code_hash())
+            else kernel_record(name, one, text, [1e3 * kernel_us(one)] * 3, evidence_hash())
             for one in kernels
         ]
         self.store.add_measurements(replace(one, session=session) for one in records)
@@ -93,7 +93,7 @@ def fake_subnets(
             samples_ns=(1.04e3 * sum(map(kernel_us, workloads(space, one))),) * 3,
             error=None,
             kind=MeasurementKind.MEASURED,
-            provenance=Provenance("compiler", "runtime", code_hash(), "0", "host"),
+            provenance=Provenance("compiler", "runtime", evidence_hash(), "0", "host"),
             environment=QUIET,
             created_at=datetime.now(UTC),
             session=recorder.session,

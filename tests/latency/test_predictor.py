@@ -298,7 +298,7 @@ def test_a_stale_predictor_says_why_and_what_to_run(predictor: LatencyPredictor)
     for arguments, reason in (
         ((other_space, DEVICE, CODE), "has changed"),
         ((SPACE, "phone", CODE), "for device 'made-up'"),
-        ((SPACE, DEVICE, "code-2"), "kernels have changed"),
+        ((SPACE, DEVICE, "code-2"), "way to measure them have changed"),
     ):
         with pytest.raises(InputError, match=reason) as refusal:
             predictor.check_matches(*arguments)

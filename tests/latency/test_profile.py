@@ -11,7 +11,6 @@ import numpy as np
 import psutil
 import pytest
 
-from bignas.compile.codegen import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import Schedule
 from bignas.compile.workload import workloads
@@ -27,6 +26,7 @@ from bignas.latency.profile import (
     profile_space,
     space_workloads,
 )
+from bignas.latency.protocol import evidence_hash
 from bignas.latency.recording import Recorder
 from bignas.latency.subnets import measure_subnets, measured_subnets
 from bignas.latency.tuned import tuned_kernels
@@ -69,7 +69,7 @@ def test_a_predictor_needs_kernels_only_and_ignores_stale_ones(
     text = Schedule().to_text()
     kernels = space_workloads(TINY)
     store.add_measurements(
-        kernel_record(device.name, one, text, [1e3 * (index + 1)] * 30, code_hash())
+        kernel_record(device.name, one, text, [1e3 * (index + 1)] * 30, evidence_hash())
         for index, one in enumerate(kernels)
     )
     store.add_measurements(
@@ -143,7 +143,7 @@ def test_profile_fit_predict_from_end_to_end(
     assert summary.kernels == summary.kernels_of_space
     assert summary.subnets == 20
     predictor = fit_predictor(TINY, device, store)
-    known = {one for one, _ in measured_subnets(store, device.name, TINY, code_hash())}
+    known = {one for one, _ in measured_subnets(store, device.name, TINY, evidence_hash())}
     random = np.random.default_rng(1234)
     fresh = list({one for one in (TINY.sample(random) for _ in range(200)) if one not in known})
     fresh = sorted(fresh, key=TINY.macs)[:: max(1, len(fresh) // 16)]

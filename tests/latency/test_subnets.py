@@ -6,13 +6,12 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from bignas.compile.codegen import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import candidates
 from bignas.compile.workload import workloads
 from bignas.device_db.records import Device, Measurement, Subject
 from bignas.device_db.store import Store
-from bignas.latency.protocol import Settings
+from bignas.latency.protocol import Settings, evidence_hash
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.subnets import (
     architecture_of,
@@ -72,10 +71,10 @@ def test_subnets_are_measured_and_found_again(
         assert len(record.samples_ns) == QUICK.rounds
     assert records[0].p50_ns < records[1].p50_ns
     store.add_measurements(records)
-    found = measured_subnets(store, device.name, TINY, code_hash())
+    found = measured_subnets(store, device.name, TINY, evidence_hash())
     assert found == [(architecture_of(one), one.p50_ns / 1e6) for one in records]
     assert measured_subnets(store, device.name, TINY, "another code") == []
-    assert measured_subnets(store, device.name, TINY.with_classes(9), code_hash()) == []
+    assert measured_subnets(store, device.name, TINY.with_classes(9), evidence_hash()) == []
 
 
 def record(architecture: Architecture, latency_ms: float, minutes: float) -> Measurement:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bignas.compile.codegen import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import Schedule, candidates
 from bignas.device_db.errors import MeasurementError, ToolchainError
 from bignas.device_db.records import Activation, Device, Measurement, Operator, Workload
 from bignas.device_db.store import Store
 from bignas.latency import tuning
+from bignas.latency.protocol import evidence_hash
 from bignas.latency.tuned import (
     TRIES,
     best_kernels,
@@ -42,7 +42,7 @@ def test_candidates_are_tried_and_winners_measured_again(
 ) -> None:
     with Tuner(device, store, cache) as tuner:
         assert tuner.tune(GOOD) >= 0
-    records = store.kernel_measurements(device.name, code_hash=code_hash())
+    records = store.kernel_measurements(device.name, code_hash=evidence_hash())
     assert all(one.ok for one in records)
     kernels = tuned_kernels(store, device.name)
     assert set(kernels) == set(GOOD)
@@ -60,7 +60,7 @@ def test_candidates_are_tried_and_winners_measured_again(
         assert kernels[workload].latency_us == pytest.approx(final.low_ns / 1e3)
     table = kernel_table(store, device.name)
     assert dict(table) == {one: entry.latency_us for one, entry in kernels.items()}
-    assert (table.device_name, table.code_hash) == (device.name, code_hash())
+    assert (table.device_name, table.code_hash) == (device.name, evidence_hash())
     assert schedules_of(kernels) == {one: entry.schedule for one, entry in kernels.items()}
 
 
@@ -109,13 +109,13 @@ def test_failures_of_other_code_and_of_a_kernel_that_worked_once_are_no_obstacle
         record = kernel_record(device.name, workload, text, [], code, "crashed")
         return [replace(record, session=f"session {number}") for number in range(TRIES)]
 
-    succeeded = kernel_record(device.name, GOOD[1], Schedule(2).to_text(), [9.0], code_hash())
+    succeeded = kernel_record(device.name, GOOD[1], Schedule(2).to_text(), [9.0], evidence_hash())
     store.add_measurements(failures(GOOD[0], "another"))
-    store.add_measurements([*failures(GOOD[1], code_hash()), succeeded])
+    store.add_measurements([*failures(GOOD[1], evidence_hash()), succeeded])
     assert failed_kernels(store, device.name) == {}
-    store.add_measurements(failures(GOOD[2], code_hash())[:1])
+    store.add_measurements(failures(GOOD[2], evidence_hash())[:1])
     assert failed_kernels(store, device.name) == {}
-    store.add_measurements(failures(GOOD[2], code_hash())[1:])
+    store.add_measurements(failures(GOOD[2], evidence_hash())[1:])
     assert failed_kernels(store, device.name) == {GOOD[2]: "crashed"}
 
 
@@ -201,7 +201,7 @@ def test_worker_processes_build_the_same_kernels(
 def test_a_longer_measurement_replaces_a_shorter_one() -> None:
     def record(tile: int, samples: int, nanoseconds: float) -> object:
         return kernel_record(
-            "d", GOOD[0], Schedule(tile).to_text(), [nanoseconds] * samples, code_hash()
+            "d", GOOD[0], Schedule(tile).to_text(), [nanoseconds] * samples, evidence_hash()
         )
 
     quick_and_lucky = record(1, 10, 100.0)
@@ -234,7 +234,7 @@ def test_the_best_kernel_is_one_that_was_measured_and_measured_longest(
     records = [
         kernel_record(
             "d", GOOD[index], Schedule(tile).to_text(), [] if failed else [latency] * count,
-            code_hash(), "crashed" if failed else None,
+            evidence_hash(), "crashed" if failed else None,
         )
         for index, tile, count, latency, failed in entries
     ]  # fmt: skip
@@ -258,7 +258,7 @@ def test_measurements_of_other_code_are_stale(device: Device, store: Store) -> N
         [
             kernel_record(device.name, GOOD[0], text, [50.0] * 90, "another"),
             kernel_record(device.name, GOOD[1], text, [50.0] * 90, "another"),
-            kernel_record(device.name, GOOD[1], text, [80.0] * 30, code_hash()),
+            kernel_record(device.name, GOOD[1], text, [80.0] * 30, evidence_hash()),
         ]
     )
     kernels = tuned_kernels(store, device.name)

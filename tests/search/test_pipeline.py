@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from bignas.compile.bundle import Bundle, verify
-from bignas.compile.codegen import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.device_db.accuracies import EvaluationSetting
 from bignas.device_db.errors import CheckpointError, InfeasibleBudgetError, InputError
@@ -19,6 +18,7 @@ from bignas.latency.bench import bench_bundle
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import fit_predictor, profile_space, space_workloads
+from bignas.latency.protocol import evidence_hash
 from bignas.search import pipeline
 from bignas.search import strategy as registry
 from bignas.search.pipeline import SearchProgress, run_search
@@ -63,7 +63,7 @@ def _checkpoint(space: SearchSpace, data: ImageData) -> Checkpoint:
 def _predictor(space: SearchSpace) -> LatencyPredictor:
     """A made-up device: a kernel takes a microsecond and one more for each 100,000 MACs."""
     table = {work: 1.0 + work.macs / 1e5 for work in space_workloads(space)}
-    return LatencyPredictor.fit(space, KernelTable(table, "local", code_hash()), [])
+    return LatencyPredictor.fit(space, KernelTable(table, "local", evidence_hash()), [])
 
 
 def _explore(

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bignas.compile.codegen import code_hash
 from bignas.compile.network import graph_with_random_weights
 from bignas.compile.objects import ObjectCache
 from bignas.compile.plan import make_plan
@@ -15,6 +14,7 @@ from bignas.device_db.probe import probe_local
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import space_workloads
+from bignas.latency.protocol import evidence_hash
 from bignas.search.constraint import Limits
 from bignas.search.requirements import Requirements, Site
 from bignas.search.resources import memory_bytes
@@ -27,7 +27,7 @@ DEVICE = probe_local()
 
 def site(name: str, budget_ms: float, macs_per_us: float = 1e5) -> Site:
     table = {work: 1.0 + work.macs / macs_per_us for work in space_workloads(SPACE)}
-    predictor = LatencyPredictor.fit(SPACE, KernelTable(table, name, code_hash()), [])
+    predictor = LatencyPredictor.fit(SPACE, KernelTable(table, name, evidence_hash()), [])
     device = dataclasses.replace(DEVICE, name=name)
     return Site(device, ObjectCache(device.target), predictor, budget_ms)
 
