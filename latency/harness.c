@@ -106,7 +106,9 @@ static size_t windows;
 static struct job anchor;
 static float *anchor_buffers[BUFFERS];
 static int anchor_calls = 1; /* in a reading of ANCHOR_NS */
-enum { CORE_TRIES = 3, CHAIN = 2000 };
+enum { CORE_TRIES = 5, CHAIN = 2000 };
+static const double LONGEST_STALL = 2; /* of a reading, in shortest ones: more is no stall, but lost time */
+static double shortest_ns, mean_ns;    /* of all readings, added up */
 static const double ANCHOR_NS = 8000;
 
 static void run_core_sentinel(int part) {
@@ -123,25 +125,37 @@ static void run_core_sentinel(int part) {
     sink = value;
 }
 
-/* The shortest of a few: interruptions of microseconds are no matter of the core. */
+struct core_reading {
+    double shortest, mean;
+};
+
 static void read_core_of_thread(void *readings, int part, struct pool_call *call) {
     (void)call;
-    double *shortest = (double *)readings + part;
+    struct core_reading *mine = (struct core_reading *)readings + part;
+    double passed[CORE_TRIES], shortest = 1e18, sum = 0;
     for (int attempt = 0; attempt < CORE_TRIES; attempt++) {
         double start = now_ns();
         run_core_sentinel(part);
-        double passed = (now_ns() - start) / anchor_calls;
-        if (attempt == 0 || passed < *shortest) *shortest = passed;
+        passed[attempt] = (now_ns() - start) / anchor_calls;
+        if (passed[attempt] < shortest) shortest = passed[attempt];
     }
+    for (int attempt = 0; attempt < CORE_TRIES; attempt++)
+        sum += passed[attempt] < LONGEST_STALL * shortest ? passed[attempt] : LONGEST_STALL * shortest;
+    mine->shortest = shortest;
+    mine->mean = sum / CORE_TRIES;
 }
 
-/* Of the slowest thread. */
+/* Of the slowest thread: the shortest of a few readings tells how fast the core is. It misses stalls of
+ * some microseconds, which hit samples as often as readings: those are counted over all readings. */
 static double read_core(void) {
-    double readings[POOL_MOST_THREADS] = {0}, slowest = 0;
+    struct core_reading readings[POOL_MOST_THREADS] = {{0, 0}};
     pool_run(read_core_of_thread, readings, threads);
+    int slowest = 0;
     for (int part = 0; part < threads; part++)
-        if (readings[part] > slowest) slowest = readings[part];
-    return slowest;
+        if (readings[part].shortest > readings[slowest].shortest) slowest = part;
+    shortest_ns += readings[slowest].shortest;
+    mean_ns += readings[slowest].mean;
+    return readings[slowest].shortest;
 }
 
 static double read_memory(void) {
@@ -387,9 +401,9 @@ static int load_anchor(void) {
     memcpy(floats, anchor.sizes, sizeof floats);
     floats[OUTPUT] *= (size_t)threads;
     allocate(floats, anchor_buffers);
-    double once;
+    struct core_reading once;
     read_core_of_thread(&once, 0, NULL);
-    anchor_calls = once < ANCHOR_NS ? (int)(ANCHOR_NS / once) + 1 : 1;
+    anchor_calls = once.shortest < ANCHOR_NS ? (int)(ANCHOR_NS / once.shortest) + 1 : 1;
     return 0;
 }
 
@@ -537,10 +551,12 @@ int main(void) {
         fflush(stdout);
     }
 
+    /* the reference is what the anchor takes with its share of stalls */
+    double stalls = shortest_ns > 0 ? mean_ns / shortest_ns : 1, given_at = known ? stalls : 1;
     for (int i = 0; i < count; i++) {
         if (!jobs[i].count) continue;
         printf("samples %d", i);
-        for (int k = 0; k < jobs[i].count; k++) printf(" %.3f", jobs[i].samples[k]);
+        for (int k = 0; k < jobs[i].count; k++) printf(" %.3f", jobs[i].samples[k] / given_at);
         putchar('\n');
     }
     struct rusage usage;
@@ -548,7 +564,7 @@ int main(void) {
     /* the reference is that of all measurements so far: only what is far from it takes its place */
     const struct sentinel *core = &sentinels[CORE];
     int far = unsettled == groups && core_distance(core->usual) > FARTHEST_CORE;
-    double core_ns = far ? core->usual : core->reference;
+    double core_ns = far ? core->usual * stalls : core->reference * (known ? 1 : stalls);
     printf("done %.1f %.1f %ld %ld %ld %ld\n", core_ns, sentinels[MEMORY].usual, groups, rejected,
            unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
     return 0;

@@ -53,7 +53,7 @@ _ORDINARY_CORE = (0.3, 3e-5, 3e-5, 3e-5, 3e-5, 2e-5)
 
 @dataclass(frozen=True)
 class KernelTable(Mapping[Workload, float]):
-    """Measured latencies (low quantile, microseconds) of tuned kernels on one device.
+    """Measured latencies (microseconds) of tuned kernels on one device.
 
     `code_hash` tells which kernel generators they were measured with, `machine_digest` and
     `runtime` on what (None for tables that were not measured here). Raises InputError for a latency

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from bignas.supernet.ranking import spearman
 
-__all__ = ["Values", "coverage", "mape", "spearman", "spread", "within"]
+__all__ = ["Values", "agreeing_mean", "coverage", "mape", "spearman", "spread", "within"]
 
 Values: TypeAlias = Sequence[float] | NDArray[np.float64]
+
+DISTURBED = 0.05  # above another measurement of the same thing, as a fraction
 
 
 def mape(predicted: Values, measured: Values) -> float:
@@ -45,6 +47,12 @@ def _paired(first: Values, second: Values) -> tuple[NDArray[np.float64], NDArray
     if left.ndim != 1 or left.shape != right.shape or len(left) == 0:
         raise ValueError(f"expected two equally long lists, got {left.shape} and {right.shape}")
     return left, right
+
+
+def agreeing_mean(repeated: Values) -> float:
+    """Mean of repeated measurements, without those above the least one by more than `DISTURBED`."""
+    least = min(repeated)
+    return float(np.mean([one for one in repeated if one <= least * (1 + DISTURBED)]))
 
 
 def spread(repeated_ms: NDArray[np.float64]) -> float:

@@ -26,6 +26,7 @@ from bignas.device_db.store import Store
 from bignas.latency.held_out import held_out_error
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.known_tables import known_tables
+from bignas.latency.metrics import agreeing_mean
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile_plan import SUBNET_BATCH, SUBNET_COST, Batch, ProfilePlanner
 from bignas.latency.protocol import evidence_hash
@@ -34,7 +35,6 @@ from bignas.latency.subnets import (
     measure_subnets,
     measured_subnets,
     subnet_measurements,
-    typical_ms,
     typical_weights_bytes,
 )
 from bignas.latency.tuned import failed_kernels, kernel_table, tuned_kernels
@@ -354,7 +354,7 @@ class _Profile:
         wanted = set(self._wanted)
         return _State(
             table={one: entry.latency_us for one, entry in kernels.items()},
-            networks={one: typical_ms(medians_ms) for one, medians_ms in networks.items()},
+            networks={one: agreeing_mean(medians_ms) for one, medians_ms in networks.items()},
             unchecked_kernels=tuple(
                 one
                 for one, entry in kernels.items()

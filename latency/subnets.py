@@ -14,6 +14,7 @@ from bignas.device_db.records import BYTES_PER_VALUE, Device, Measurement, Workl
 from bignas.device_db.store import Store
 from bignas.latency.anchor import anchored
 from bignas.latency.measuring import measure_on
+from bignas.latency.metrics import agreeing_mean
 from bignas.latency.protocol import NetworkJob, Settings
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
@@ -26,14 +27,12 @@ __all__ = [
     "measured_subnets",
     "spread_sample",
     "subnet_measurements",
-    "typical_ms",
     "typical_weights_bytes",
 ]
 
 SUBNET_SETTINGS = Settings(rounds=40, sample_us=500.0, attempts=4)
 LASTING_SECONDS = 60.0
 LASTING_COUNT = 10
-DISTURBED = 0.05
 NORMAL_MEDIAN = 0.6745  # of the absolute values of a normal distribution, in deviations
 
 
@@ -84,18 +83,9 @@ def typical_weights_bytes(space: SearchSpace) -> int:
 def measured_subnets(
     store: Store, device: str, space: SearchSpace, code_hash: str
 ) -> list[tuple[Architecture, float]]:
-    """Return (architecture, `typical_ms`) of the subnets measured with this code."""
+    """Return the subnets measured with this code, with the mean of medians that agree, in ms."""
     found = subnet_measurements(store, device, space, code_hash)
-    return [(architecture, typical_ms(medians_ms)) for architecture, medians_ms in found.items()]
-
-
-def typical_ms(medians_ms: Sequence[float]) -> float:
-    """Return what a binary takes that was measured several times, in ms.
-
-    The mean, without measurements that are slower than the fastest by more than `DISTURBED`.
-    """
-    fastest = min(medians_ms)
-    return float(np.mean([one for one in medians_ms if one <= fastest * (1 + DISTURBED)]))
+    return [(architecture, agreeing_mean(medians_ms)) for architecture, medians_ms in found.items()]
 
 
 def subnet_measurements(

@@ -1,7 +1,7 @@
 """The kernel table of a device: for each workload the best schedule found, and its latency."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from bignas.compile.fusion import fuse_graph
 from bignas.compile.graph import KernelGraph
@@ -9,6 +9,7 @@ from bignas.compile.schedule import Schedule, candidates
 from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.kernel_model import KernelTable
+from bignas.latency.metrics import agreeing_mean
 from bignas.latency.protocol import evidence_hash, runtime_version
 from bignas.latency.remote import LOST
 
@@ -27,9 +28,9 @@ TRIES = 2  # a kernel that failed in so many sessions is not tried again: the fi
 
 @dataclass(frozen=True, slots=True)
 class TunedKernel:
-    """A workload's best schedule and its latency in microseconds (low quantile).
+    """A workload's best schedule and its latency in microseconds (median).
 
-    It is the fastest of so many `measurements` with so many `samples`.
+    It is the mean of those of so many `measurements` with so many `samples` that agree.
     """
 
     schedule: Schedule
@@ -43,35 +44,31 @@ def tuned_kernels(store: Store, device: str) -> dict[Workload, TunedKernel]:
 
     All candidates of a workload are measured briefly, the winner again and longer. The winner of a
     few noisy samples looks faster than it is, so a longer measurement always replaces a shorter
-    one. Of equally long ones the fastest counts: the others were disturbed.
+    one. Of equally long ones the mean counts, without those that were disturbed.
     """
     return best_kernels(store.kernel_measurements(device, code_hash=evidence_hash()))
 
 
 def best_kernels(measurements: Iterable[Measurement]) -> dict[Workload, TunedKernel]:
     """Return the best schedule of each workload among measurements; failed ones do not count."""
-    longest: dict[Workload, dict[str, TunedKernel]] = {}
+    medians_us: dict[Workload, dict[str, dict[int, list[float]]]] = {}
     for item in measurements:
-        if not item.ok or item.workload is None or item.schedule is None:
-            continue
-        schedules = longest.setdefault(item.workload, {})
-        known = schedules.get(item.schedule)
-        count, latency_us = len(item.samples_ns), item.low_ns / 1e3
-        if known is None or count > known.samples:
-            schedule = known.schedule if known else Schedule.from_text(item.schedule)
-            schedules[item.schedule] = TunedKernel(schedule, latency_us, count)
-        elif count == known.samples:
-            schedules[item.schedule] = replace(
-                known,
-                latency_us=min(known.latency_us, latency_us),
-                measurements=known.measurements + 1,
-            )
-    best: dict[Workload, TunedKernel] = {}
-    for workload, schedules in longest.items():
-        most = max(entry.samples for entry in schedules.values())
-        finalists = [entry for entry in schedules.values() if entry.samples == most]
-        best[workload] = min(finalists, key=lambda entry: entry.latency_us)
-    return best
+        if item.ok and item.workload is not None and item.schedule is not None:
+            of_schedule = medians_us.setdefault(item.workload, {}).setdefault(item.schedule, {})
+            of_schedule.setdefault(len(item.samples_ns), []).append(item.p50_ns / 1e3)
+    return {workload: _best(schedules) for workload, schedules in medians_us.items()}
+
+
+def _best(schedules: Mapping[str, Mapping[int, Sequence[float]]]) -> TunedKernel:
+    """Return the fastest of the schedules that were measured longest; {text: {samples: us}}."""
+    most = max(max(by_samples) for by_samples in schedules.values())
+    entries = [
+        (agreeing_mean(by_samples[most]), text, len(by_samples[most]))
+        for text, by_samples in schedules.items()
+        if most in by_samples
+    ]
+    latency_us, text, count = min(entries, key=lambda entry: entry[0])
+    return TunedKernel(Schedule.from_text(text), latency_us, most, count)
 
 
 def failed_kernels(store: Store, device: str) -> dict[Workload, str]:

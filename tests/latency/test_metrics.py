@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from bignas.latency.metrics import coverage, mape, spearman, spread, within
+from bignas.latency.metrics import agreeing_mean, coverage, mape, spearman, spread, within
 
 
 def test_a_perfect_prediction_has_perfect_figures() -> None:
@@ -46,3 +46,9 @@ def test_the_spread_is_that_of_repetitions_whatever_is_repeated() -> None:
 def test_meaningless_input_is_refused(first: list[float], second: list[float]) -> None:
     with pytest.raises(ValueError, match=r"expected|positive"):
         mape(first, second)
+
+
+def test_of_several_measurements_the_undisturbed_ones_are_averaged() -> None:
+    assert agreeing_mean([1.0]) == 1.0
+    assert agreeing_mean([1.02, 1.0]) == pytest.approx(1.01)
+    assert agreeing_mean([1.5, 1.0, 1.02]) == pytest.approx(1.01)

@@ -19,7 +19,6 @@ from bignas.latency.subnets import (
     measure_subnets,
     measured_subnets,
     spread_sample,
-    typical_ms,
 )
 from bignas.latency.tuned import TunedKernel
 from bignas.supernet.space import Architecture
@@ -110,12 +109,6 @@ def test_measurements_at_the_same_time_do_not_tell_what_lasts(store: Store) -> N
     for number, architecture in enumerate(spread_sample(TINY, 40, np.random.default_rng(0))):
         store.add_measurements([record(architecture, 1.0 + number, again) for again in (0, 0.5)])
     assert lasting_spread(store, "board", TINY, "code") == 0
-
-
-def test_of_several_measurements_the_undisturbed_ones_are_averaged() -> None:
-    assert typical_ms([1.0]) == 1.0
-    assert typical_ms([1.02, 1.0]) == pytest.approx(1.01)
-    assert typical_ms([1.5, 1.0, 1.02]) == pytest.approx(1.01)
 
 
 def test_a_kernel_without_a_schedule_is_an_error(device: Device, cache: ObjectCache) -> None:
