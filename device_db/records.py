@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 BYTES_PER_VALUE = 4  # of float32, in which networks compute
-LOW_QUANTILE = 0.1
 
 _Enum = TypeVar("_Enum", bound=StrEnum)
 
@@ -710,11 +709,6 @@ class Measurement:
     def ok(self) -> bool:
         """Whether the measurement succeeded."""
         return self.error is None
-
-    @property
-    def low_ns(self) -> float:
-        """Tenth percentile in nanoseconds: what the code can do, little touched by noise."""
-        return self._quantile(LOW_QUANTILE)
 
     @property
     def p50_ns(self) -> float:

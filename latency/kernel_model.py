@@ -5,9 +5,9 @@ all coefficients non-negative), fitted to relative errors, times a learned corre
 (Williams et al., "Roofline: an insightful visual performance model", CACM 52, 2009.)
 
 Tables of other devices help: what a kernel takes there is one more kind of work, and one more input
-of the correction. With two dozen kernels measured that tells more than any shape does (Lee et al.,
-"HELP: hardware-adaptive efficient latency prediction for NAS via meta-learning", NeurIPS 2021, with
-whole networks). Cross-validation decides whether the sources resemble the device at all.
+of the correction (after Lee et al., "HELP: hardware-adaptive efficient latency prediction for NAS
+via meta-learning", NeurIPS 2021, who transfer whole networks). Cross-validation decides whether the
+sources resemble the device at all.
 """
 
 import hashlib
@@ -32,12 +32,7 @@ from bignas.latency.features import (
 )
 from bignas.latency.regression import Correction, fit_correction
 
-__all__ = [
-    "KernelModel",
-    "KernelTable",
-    "estimate_kernels",
-    "rough_latencies_us",
-]
+__all__ = ["KernelModel", "KernelTable", "estimate_kernels", "rough_latencies_us"]
 
 Array = NDArray[np.float64]
 

@@ -40,7 +40,7 @@ class TunedKernel:
 
 
 def tuned_kernels(store: Store, device: str) -> dict[Workload, TunedKernel]:
-    """Return the kernels of a device that were measured with the present kernel generators.
+    """Return the kernels of a device that were measured with the present code and protocol.
 
     All candidates of a workload are measured briefly, the winner again and longer. The winner of a
     few noisy samples looks faster than it is, so a longer measurement always replaces a shorter

@@ -85,9 +85,9 @@ class ChildEvaluator:
 
         `progress` is told (done, total) of those that the store does not know.
 
-        One process is this one, which then keeps the memory that it frees. Raises
-        ArchitectureError for an architecture outside the space,
-        before anything is evaluated, and MeasurementError when a process dies.
+        One process is this one, which then keeps the memory that it frees. Raises ArchitectureError
+        for an architecture outside the space, before anything is evaluated, and MeasurementError
+        when a process dies.
         """
         for arch in archs:
             self._checkpoint.space.check(arch)
