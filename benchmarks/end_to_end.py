@@ -23,6 +23,7 @@ from bignas.latency.predictors import load_predictor
 from bignas.search.pipeline import run_search
 from bignas.search.result import SearchConfig
 from bignas.supernet.checkpoint import load_checkpoint
+from bignas.supernet.children import evaluation_processes
 from bignas.supernet.data import load_data
 
 RANKS = (0.2, 0.5, 0.8)  # of the space's range of latencies, on a log scale
@@ -53,6 +54,7 @@ def main() -> None:
             result = run_search(
                 network, checkpoint, data, device, store, cache, predictor, config, out,
                 lambda value: print(f"\r{value.phase} {value.done}/{value.total}", end=""),
+                processes=evaluation_processes(),
             )  # fmt: skip
             bundle = Bundle.load(out / result.bundle)
             again = bench_bundle(bundle)

@@ -21,6 +21,7 @@ from bignas.search.result import EVALUATIONS, PRESELECTED_EVALUATIONS, SearchCon
 from bignas.supernet.accuracy import AccuracyPredictor
 from bignas.supernet.accuracy_files import find_accuracy_predictor
 from bignas.supernet.checkpoint import Checkpoint, load_checkpoint
+from bignas.supernet.children import evaluation_processes
 from bignas.supernet.data import ImageData, load_data
 from bignas.supernet.network import Supernet
 
@@ -82,6 +83,7 @@ class Laboratory:
             result = run_search(
                 self.network, self.checkpoint, self.data, site.device, self.store, site.cache,
                 site.predictor, config, folder, _show(name), (), self.accuracy,
+                evaluation_processes(),
             )  # fmt: skip
             seconds = time.monotonic() - start
             return {**result.to_dict(), "seconds": seconds, "resumed": resumed}

@@ -163,6 +163,7 @@ def search(
     from bignas.search.strategy import create_strategy
     from bignas.supernet.accuracy_files import accuracy_path, find_accuracy_predictor
     from bignas.supernet.checkpoint import load_checkpoint
+    from bignas.supernet.children import evaluation_processes
     from bignas.supernet.data import load_data
 
     require_folder_place(out)
@@ -204,15 +205,18 @@ def search(
         def report(progress: SearchProgress) -> None:
             bars(search_step(progress))
 
+        processes = evaluation_processes()
         if each:
-            many = run_searches(network, content, data, store, sites, config, out, report, accuracy)
+            many = run_searches(
+                network, content, data, store, sites, config, out, report, accuracy, processes
+            )
             document = many.to_dict()
             parts = cross_parts(document)
         else:
             first, *others = sites
             result = run_search(
                 network, content, data, first.device, store, first.cache, first.predictor,
-                config, out, report, others, accuracy,
+                config, out, report, others, accuracy, processes,
             )  # fmt: skip
             document = result.to_dict()
             parts = result_parts(document, out)

@@ -108,7 +108,10 @@ static float *anchor_buffers[BUFFERS];
 static int anchor_calls = 1; /* in a reading of ANCHOR_NS */
 enum { CORE_TRIES = 5, CHAIN = 2000 };
 static const double LONGEST_STALL = 2; /* of a reading, in shortest ones: more is no stall, but lost time */
-static double shortest_ns, mean_ns;    /* of all readings, added up */
+static const double MOST_STALLS = 1.15; /* mean reading in shortest ones: above, nothing can be told */
+enum { BLOCKS = 8 };                    /* of rounds, in which stalls are counted */
+static double shortest_ns[BLOCKS], mean_ns[BLOCKS]; /* of the readings in each, added up */
+static int block;
 static const double ANCHOR_NS = 8000;
 
 static void run_core_sentinel(int part) {
@@ -153,8 +156,8 @@ static double read_core(void) {
     int slowest = 0;
     for (int part = 0; part < threads; part++)
         if (readings[part].shortest > readings[slowest].shortest) slowest = part;
-    shortest_ns += readings[slowest].shortest;
-    mean_ns += readings[slowest].mean;
+    shortest_ns[block] += readings[slowest].shortest;
+    mean_ns[block] += readings[slowest].mean;
     return readings[slowest].shortest;
 }
 
@@ -186,6 +189,18 @@ static void note(struct sentinel *it, double reading, double percentile) {
     memcpy(sorted, it->readings, size * sizeof *sorted);
     qsort(sorted, size, sizeof *sorted, ascending);
     it->usual = sorted[(size_t)((double)size * percentile)];
+}
+
+/* What the readings took with stalls, in shortest ones: the median of several counts, so that bursts
+ * of stalls do not count, which medians of samples do not show either. */
+static double stalls_of_blocks(void) {
+    double shares[BLOCKS];
+    int count = 0;
+    for (int i = 0; i < BLOCKS; i++)
+        if (shortest_ns[i] > 0) shares[count++] = mean_ns[i] / shortest_ns[i];
+    if (!count) return 1;
+    qsort(shares, (size_t)count, sizeof *shares, ascending);
+    return (shares[(count - 1) / 2] + shares[count / 2]) / 2;
 }
 
 static double larger(double a, double b) { return a > b ? a : b; }
@@ -508,7 +523,10 @@ int main(void) {
 
     long groups = 0, rejected = 0, unsettled = 0;
     static double scratch[GROUP], calmest[GROUP];
+    memset(shortest_ns, 0, sizeof shortest_ns);
+    memset(mean_ns, 0, sizeof mean_ns);
     for (int round = 0; round < rounds; round++) {
+        block = round * BLOCKS / rounds;
         for (int k = usable - 1; k > 0; k--) {
             int other = (int)(random_bits() % (uint32_t)(k + 1)), kept = order[k];
             order[k] = order[other];
@@ -552,7 +570,12 @@ int main(void) {
     }
 
     /* the reference is what the anchor takes with its share of stalls */
-    double stalls = shortest_ns > 0 ? mean_ns / shortest_ns : 1, given_at = known ? stalls : 1;
+    double stalls = stalls_of_blocks();
+    if (stalls > MOST_STALLS) {
+        stalls = MOST_STALLS;
+        unsettled = groups;
+    }
+    double given_at = known ? stalls : 1;
     for (int i = 0; i < count; i++) {
         if (!jobs[i].count) continue;
         printf("samples %d", i);

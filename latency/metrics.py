@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 
 from bignas.supernet.ranking import spearman
 
-__all__ = ["Values", "agreeing_mean", "coverage", "mape", "spearman", "spread", "within"]
+__all__ = [
+    "Values",
+    "agreeing",
+    "agreeing_mean",
+    "coverage",
+    "mape",
+    "spearman",
+    "spread",
+    "within",
+]
 
 Values: TypeAlias = Sequence[float] | NDArray[np.float64]
 
@@ -49,10 +58,22 @@ def _paired(first: Values, second: Values) -> tuple[NDArray[np.float64], NDArray
     return left, right
 
 
+def agreeing(repeated: Values) -> list[float]:
+    """Those of repeated measurements that agree: the most that lie within `DISTURBED`.
+
+    Of as many the least ones: what disturbs makes slower more often than faster.
+    """
+    ascending = sorted(repeated)
+    groups = [
+        [one for one in ascending[first:] if one <= least * (1 + DISTURBED)]
+        for first, least in enumerate(ascending)
+    ]
+    return max(groups, key=len)
+
+
 def agreeing_mean(repeated: Values) -> float:
-    """Mean of repeated measurements, without those above the least one by more than `DISTURBED`."""
-    least = min(repeated)
-    return float(np.mean([one for one in repeated if one <= least * (1 + DISTURBED)]))
+    """Mean of those of repeated measurements that agree."""
+    return float(np.mean(agreeing(repeated)))
 
 
 def spread(repeated_ms: NDArray[np.float64]) -> float:

@@ -9,6 +9,7 @@ slower than others, and no sentinel sees all of it; of two measurements the fast
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from bignas.device_db.store import Store
 from bignas.latency.held_out import held_out_error
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.known_tables import known_tables
-from bignas.latency.metrics import agreeing_mean
+from bignas.latency.metrics import agreeing, agreeing_mean
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile_plan import SUBNET_BATCH, SUBNET_COST, Batch, ProfilePlanner
 from bignas.latency.protocol import evidence_hash
@@ -56,7 +57,8 @@ LOCK = "profiling.lock"  # in the cache folder
 PATIENCE_SECONDS = 60.0  # that the last measurements wait for another profiler
 FIRST_SHARE = 0.25  # of the time, is for the first subnets if there are none by then
 FIRST_KERNELS = 72  # with so many a target error is worth looking at
-CHECKS = 2  # measurements of everything, the first one included
+CHECKS = 2  # measurements of everything that have to agree
+MOST_CHECKS = 4  # measurements, when they do not
 CHECK_BATCH = 200  # kernels that are measured once more in one process
 ERROR_STEP = 1.3  # growth of what is measured, after which the error is estimated again
 
@@ -184,9 +186,9 @@ def profile_space(
 
     What comes next is chosen batch by batch by what the store holds (`ProfilePlanner`). In any case
     there is a first batch of kernels and of subnets in the end. Once everything is measured, it is
-    measured again (`CHECKS`), as far as the time lasts. `target_error` is a fraction, held
-    against `held_out_error`, which tables of other devices (`sources`) lower while kernels are
-    missing. Profilers that share a cache folder take turns, batch by batch: they
+    measured again until two measurements agree, as far as the time lasts. `target_error` is a
+    fraction, held against `held_out_error`, which tables of other devices (`sources`) lower while
+    kernels are missing. Profilers that share a cache folder take turns, batch by batch: they
     neither disturb each other nor measure anything twice.
 
     Raises:
@@ -228,7 +230,7 @@ class _Profile:
         self._lock = cache_folder() / LOCK
         self._tried: set[Workload] = set()
         self._given_up: set[Architecture] = set()  # measured by this run, with success or without
-        self._checked: set[Workload | Architecture] = set()  # by this run, likewise
+        self._checked: Counter[Workload | Architecture] = Counter()  # by this run, likewise
         self._rejected = 0
         self._error: float | None = None
         self._error_at = 0  # how much was measured when the error was estimated
@@ -329,15 +331,17 @@ class _Profile:
         tuner.store.add_measurements(records)
 
     def _check(self, state: "_State") -> bool:
-        """Measure some of what was measured once only; False when there is nothing left."""
-        kernels = [one for one in state.unchecked_kernels if one not in self._checked]
+        """Measure some of what no two measurements agree on; False when there is nothing left."""
+        kernels = [one for one in state.unchecked_kernels if self._checked[one] < MOST_CHECKS - 1]
         if kernels:
             chosen = kernels[:CHECK_BATCH]
             tuned = tuned_kernels(self._tuner.store, self._tuner.device.name)
             self._checked.update(chosen)
             self._rejected += self._tuner.check([(one, tuned[one].schedule) for one in chosen])
         else:
-            subnets = [one for one in state.unchecked_subnets if one not in self._checked]
+            subnets = [
+                one for one in state.unchecked_subnets if self._checked[one] < MOST_CHECKS - 1
+            ]
             if not subnets:
                 return False
             self._checked.update(subnets[:SUBNET_BATCH])
@@ -358,10 +362,10 @@ class _Profile:
             unchecked_kernels=tuple(
                 one
                 for one, entry in kernels.items()
-                if entry.measurements < CHECKS and one in wanted
+                if _is_unchecked(entry.medians_us) and one in wanted
             ),
             unchecked_subnets=tuple(
-                one for one, medians_ms in networks.items() if len(medians_ms) < CHECKS
+                one for one, medians_ms in networks.items() if _is_unchecked(medians_ms)
             ),
         )
 
@@ -434,13 +438,17 @@ class _Profile:
 class _State:
     """What the store holds: microseconds of kernels, milliseconds of subnets.
 
-    And which of those were measured once only.
+    And those of which too few measurements agree.
     """
 
     table: dict[Workload, float]
     networks: dict[Architecture, float]
     unchecked_kernels: tuple[Workload, ...]
     unchecked_subnets: tuple[Architecture, ...]
+
+
+def _is_unchecked(medians: Sequence[float]) -> bool:
+    return len(medians) < MOST_CHECKS and len(agreeing(medians)) < CHECKS
 
 
 def fit_predictor(

@@ -64,7 +64,7 @@ __all__ = [
     "setting_lines",
 ]
 
-PROTOCOL = 4  # of measuring: latencies by another one are no evidence beside those by this one
+PROTOCOL = 5  # of measuring: latencies by another one are no evidence beside those by this one
 SILENT = "no progress"
 ENDING_SECONDS = 10.0  # for a process to end in order
 WATCH_SECONDS = 0.5  # between looks whether a process has to be ended

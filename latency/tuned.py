@@ -30,13 +30,13 @@ TRIES = 2  # a kernel that failed in so many sessions is not tried again: the fi
 class TunedKernel:
     """A workload's best schedule and its latency in microseconds (median).
 
-    It is the mean of those of so many `measurements` with so many `samples` that agree.
+    It is the mean of those of the `medians_us` measured with so many `samples` that agree.
     """
 
     schedule: Schedule
     latency_us: float
     samples: int
-    measurements: int = 1
+    medians_us: tuple[float, ...]
 
 
 def tuned_kernels(store: Store, device: str) -> dict[Workload, TunedKernel]:
@@ -63,12 +63,12 @@ def _best(schedules: Mapping[str, Mapping[int, Sequence[float]]]) -> TunedKernel
     """Return the fastest of the schedules that were measured longest; {text: {samples: us}}."""
     most = max(max(by_samples) for by_samples in schedules.values())
     entries = [
-        (agreeing_mean(by_samples[most]), text, len(by_samples[most]))
+        (agreeing_mean(by_samples[most]), text, tuple(by_samples[most]))
         for text, by_samples in schedules.items()
         if most in by_samples
     ]
-    latency_us, text, count = min(entries, key=lambda entry: entry[0])
-    return TunedKernel(Schedule.from_text(text), latency_us, most, count)
+    latency_us, text, medians_us = min(entries)
+    return TunedKernel(Schedule.from_text(text), latency_us, most, medians_us)
 
 
 def failed_kernels(store: Store, device: str) -> dict[Workload, str]:

@@ -70,10 +70,12 @@ def run_searches(
     out: Path,
     progress: Report | None = None,
     accuracy: AccuracyPredictor | None = None,
+    processes: int = 1,
 ) -> ManyResult:
     """Search for each device in a folder of its own below `out`, then measure all winners on all.
 
-    The budgets are those of the sites; the rest of `config` holds for all. Goes on where it was
+    The budgets are those of the sites; the rest of `config` holds for all. Children are evaluated
+    in so many `processes`. Goes on where it was
     interrupted. Raises what `run_search` raises.
     """
     require_writable(out / CROSS)
@@ -86,7 +88,7 @@ def run_searches(
         run_search(
             network, checkpoint, data, site.device, store, site.cache, site.predictor,
             dataclasses.replace(config, budget_ms=site.budget_ms), out / site.device.name, progress,
-            accuracy=accuracy,
+            accuracy=accuracy, processes=processes,
         )
         for site in sites
     )  # fmt: skip

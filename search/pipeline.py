@@ -121,12 +121,13 @@ def run_search(
     progress: Report | None = None,
     others: Sequence[Site] = (),
     accuracy: AccuracyPredictor | None = None,
+    processes: int = 1,
 ) -> SearchResult:
     """Find the most accurate architecture that keeps all limits, deliver and prove its binary.
 
     `config.budget_ms` is the budget on `device`; `others` are devices on which the architecture has
-    to keep a budget too. `accuracy` chooses what is evaluated. Goes on where an interrupted search
-    in `out` stopped.
+    to keep a budget too. `accuracy` chooses what is evaluated, in so many `processes` at a time.
+    Goes on where an interrupted search in `out` stopped.
 
     Raises:
         InfeasibleBudgetError: no architecture keeps all limits; the nearest one is named.
@@ -137,12 +138,13 @@ def run_search(
     sites = (Site(device, cache, predictor, config.budget_ms), *others)
     search = _Search(
         network, checkpoint, checkpoint.align(data), store, sites, config, out,
-        progress or (lambda _: None), accuracy,
+        progress or (lambda _: None), accuracy, processes,
     )  # fmt: skip
     require_writable(out / RESULT)
     search.requirements.require_feasible(config.seed)
-    trials = search.explore(_question(network.space, checkpoint, sites, config, accuracy))
-    result = search.finish(checkpoint, trials)
+    question = _question(network.space, checkpoint, sites, config, accuracy)
+    with search.exploring, search.final:
+        result = search.finish(checkpoint, search.explore(question))
     text = json.dumps(result.to_dict(), indent=1) + "\n"
     write_atomically(out / RESULT, text.encode())
     return result
@@ -180,6 +182,7 @@ class _Search:
         out: Path,
         report: Report,
         accuracy: AccuracyPredictor | None = None,
+        processes: int = 1,
     ) -> None:
         self.network = network
         self.space = network.space
@@ -198,6 +201,7 @@ class _Search:
             checkpoint, data, store, SplitName.VALIDATION, config.validation_images,
             CALIBRATION_IMAGES,
         )  # fmt: skip
+        self.processes = processes
         self.predicted = 0  # accuracies, to choose what is evaluated
         lasting = max(site.predictor.repeatability for site in self.sites)
         self.headroom = max(HEADROOM, DEVIATIONS * lasting)
@@ -266,7 +270,7 @@ class _Search:
         priced = self._priced(suggestions)
         keeping = [architecture for architecture, _, load in priced if load <= 1]
         chosen = keeping[: max(0, self.config.evaluations - done)]
-        top1 = dict(zip(chosen, self.exploring.evaluate(chosen), strict=True))
+        top1 = dict(zip(chosen, self.exploring.evaluate(chosen, self.processes), strict=True))
         return [
             Trial(architecture, latency_ms, load, top1.get(architecture))
             for architecture, latency_ms, load in priced
@@ -342,13 +346,16 @@ class _Search:
         """Evaluate architectures on all validation images."""
         latencies_ms = requirements.sites[0].predictor.predict(architectures).latency_ms
         loads = requirements.loads(architectures)
-        trials: list[Trial] = []
-        for number, architecture in enumerate(architectures):
-            self.report(SearchProgress("finalists", number, len(architectures), 0.0, ""))
-            (top1,) = self.final.evaluate([architecture])
-            latency_ms, load = float(latencies_ms[number]), float(loads[number])
-            trials.append(Trial(architecture, latency_ms, load, top1))
-        return trials
+        self.report(SearchProgress("finalists", 0, len(architectures), 0.0, ""))
+        top1 = self.final.evaluate(
+            architectures,
+            self.processes,
+            lambda done, total: self.report(SearchProgress("finalists", done, total, 0.0, "")),
+        )
+        return [
+            Trial(*one)
+            for one in zip(architectures, latencies_ms.tolist(), loads.tolist(), top1, strict=True)
+        ]
 
     def _refine(
         self, told: Sequence[Trial], final: Sequence[Trial], requirements: Requirements

@@ -5,14 +5,15 @@ Decisions
   written to the store child by child, so that an interrupted run goes on where it stopped.
 - Processes, each with a share of the threads, do more than as many threads in one process: the
   layers of small children are too short to be divided. They are started anew (`spawn`), as forking
-  a process with running OpenMP threads hangs, and end when their parent is gone.
+  a process with running OpenMP threads hangs, and end when their parent is gone. Starting takes
+  seconds, so a `with` block keeps them; while they wait they use no processor time.
 """
 
 import contextlib
 import dataclasses
 import os
 import signal
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -34,6 +35,7 @@ __all__ = ["ChildEvaluator", "evaluation_processes"]
 
 _SPAWN = get_context("spawn")
 _PATIENCE_SECONDS = 5.0  # for a process to end by itself
+_DIED = "a process that evaluates children ended; is there enough memory?"
 
 
 def evaluation_processes() -> int:
@@ -66,6 +68,8 @@ class ChildEvaluator:
         )
         self._checkpoint = checkpoint
         self._store = store
+        self._keeps = False
+        self._workers: list[_Worker] = []
         self._data = dataclasses.replace(  # no more than what is needed
             aligned, train=calibration, calibration=calibration, validation=images, test=images
         )
@@ -85,7 +89,8 @@ class ChildEvaluator:
 
         `progress` is told (done, total) of those that the store does not know.
 
-        One process is this one, which then keeps the memory that it frees. Raises ArchitectureError
+        One process is this one, which then keeps the memory that it frees. Several are started
+        for this call, or the first one of a `with` block. Raises ArchitectureError
         for an architecture outside the space, before anything is evaluated, and MeasurementError
         when a process dies.
         """
@@ -101,12 +106,24 @@ class ChildEvaluator:
                     progress(done, len(missing))
         return [known[arch.key] for arch in archs]
 
+    def __enter__(self) -> "ChildEvaluator":
+        """Keep the processes between calls of `evaluate`, until the block ends."""
+        self._keeps = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        self._keeps = False
+        self._end_workers()
+
     def _evaluated(
         self, archs: Sequence[Architecture], processes: int
     ) -> Generator[tuple[Architecture, int], None, None]:
         """Architectures with the number of images that they classify correctly, one by one."""
-        if processes > 1 and len(archs) > 1:
-            yield from self._by_workers(archs, min(processes, len(archs)))
+        if archs and processes > 1 and (len(archs) > 1 or self._workers):
+            if not self._workers:
+                self._start_workers(processes if self._keeps else min(processes, len(archs)))
+            yield from self._by_workers(archs)
         elif archs:
             keep_freed_memory()
             network = self._checkpoint.network()
@@ -114,40 +131,63 @@ class ChildEvaluator:
                 yield arch, _correct(network, arch, self._data)
 
     def _by_workers(
-        self, archs: Sequence[Architecture], count: int
+        self, archs: Sequence[Architecture]
     ) -> Generator[tuple[Architecture, int], None, None]:
-        threads = max(1, torch.get_num_threads() // count)
-        with contextlib.ExitStack() as stack:
-            shares: dict[Connection, list[Architecture]] = {}
-            for number in range(count):
-                share = list(archs[number::count])
-                shares[stack.enter_context(_worker(self._work(share), threads))] = share
-            while shares:
-                for receiver in wait(list(shares)):
-                    assert isinstance(receiver, Connection)
+        waiting = list(reversed(archs))
+        at_work: dict[Connection, Architecture] = {}
+        finished = False
+        try:
+            for worker in self._workers:
+                _hand_out(worker.connection, waiting, at_work)
+            while at_work:
+                for connection in wait(list(at_work)):
+                    assert isinstance(connection, Connection)
                     try:
-                        correct = int(receiver.recv())
-                    except EOFError:
-                        raise MeasurementError(
-                            "a process that evaluates children ended; is there enough memory?"
-                        ) from None
-                    yield shares[receiver].pop(0), correct
-                    if not shares[receiver]:
-                        del shares[receiver]
+                        correct = int(connection.recv())
+                    except (EOFError, ConnectionResetError):
+                        raise MeasurementError(_DIED) from None
+                    yield at_work.pop(connection), correct
+                    _hand_out(connection, waiting, at_work)
+            finished = True
+        finally:
+            if not (finished and self._keeps):
+                self._end_workers()
 
-    def _work(self, archs: Sequence[Architecture]) -> "_Work":
+    def _start_workers(self, count: int) -> None:
         weights = {name: value.numpy() for name, value in self._checkpoint.weights.items()}
-        return _Work(self._checkpoint.space, weights, self._data, tuple(archs))
+        work = _Work(self._checkpoint.space, weights, self._data)
+        threads = max(1, torch.get_num_threads() // count)
+        try:
+            while len(self._workers) < count:
+                self._workers.append(_Worker(work, threads))
+        except BaseException:
+            self._end_workers()
+            raise
+
+    def _end_workers(self) -> None:
+        while self._workers:
+            self._workers.pop().end()
+
+
+def _hand_out(
+    connection: Connection, waiting: list[Architecture], at_work: dict[Connection, Architecture]
+) -> None:
+    """Give the next child, if there is one, to a process that has nothing to do."""
+    if waiting:
+        at_work[connection] = waiting.pop()
+        try:
+            connection.send(at_work[connection])
+        except (BrokenPipeError, ConnectionResetError):
+            raise MeasurementError(_DIED) from None
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """All that a process needs to evaluate its share of the children, on the test images."""
+    """All that a process needs to evaluate children, on the test images."""
 
     space: SearchSpace
     weights: Mapping[str, np.ndarray]
     data: ImageData
-    archs: tuple[Architecture, ...]
 
     def network(self) -> Supernet:
         """The supernet, from its weights."""
@@ -162,31 +202,32 @@ def _correct(network: Supernet, arch: Architecture, data: ImageData) -> int:
     return round(evaluate(child, data.test, data.mean, data.std) * len(data.test))
 
 
-@contextlib.contextmanager
-def _worker(work: _Work, threads: int) -> Iterator[Connection]:
-    """A process at work, as the connection that its results come from; it ends with the block."""
-    receiver, sender = _SPAWN.Pipe(duplex=False)
-    process = _SPAWN.Process(target=_run, args=(work, threads, sender), daemon=True)
-    process.start()
-    sender.close()  # the process holds the other end, so that its death closes the connection
-    try:
-        yield receiver
-        process.join(_PATIENCE_SECONDS)
-    finally:
-        process.terminate()
-        process.join()
-        receiver.close()
+class _Worker:
+    """A process that is sent architectures, and answers each with a number of images."""
+
+    def __init__(self, work: _Work, threads: int) -> None:
+        self.connection, its_end = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=_run, args=(work, threads, its_end), daemon=True)
+        self._process.start()
+        its_end.close()  # the process holds it, so that its death closes the connection
+
+    def end(self) -> None:
+        """Let it end, which it does when nobody can send any more; kill it when it is busy."""
+        self.connection.close()
+        self._process.join(_PATIENCE_SECONDS)
+        self._process.terminate()
+        self._process.join()
 
 
-def _run(work: _Work, threads: int, sender: Connection) -> None:
-    """What a process does: send a number for each child, until all are done or nobody listens."""
+def _run(work: _Work, threads: int, connection: Connection) -> None:
+    """What a process does: evaluate what it is sent, until nobody sends or listens any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
     torch.set_num_threads(threads)
     keep_freed_memory()
     network = work.network()
-    with contextlib.suppress(BrokenPipeError):
-        for arch in work.archs:
-            sender.send(_correct(network, arch, work.data))
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            connection.send(_correct(network, connection.recv(), work.data))
 
 
 def _first(split: Split, count: int | None) -> Split:

@@ -65,3 +65,22 @@ def test_a_broken_anchor_is_no_fault_of_the_jobs(tmp_path: Path) -> None:
     broken = KernelJob(path, "broken", Workload(Operator.SCALE, 4, 4, 16, 16))
     with pytest.raises(MeasurementError, match="measuring process failed"):
         measure([anchor_of(target)], Settings(rounds=2, anchor=broken))
+
+
+def test_a_process_full_of_stalls_is_not_settled(tmp_path: Path) -> None:
+    """Nobody knows how far its samples are off: more than a little is not made up for."""
+    target = probe_local().target
+    source = b"""
+    void stalling(void);
+    void stalling(void) {
+        static int calls;
+        int loops = ++calls % 5 ? 20000 : 38000;
+        for (volatile int i = 0; i < loops; i++) {}
+    }
+    """
+    path = tmp_path / "stalling.so"
+    path.write_bytes(link_shared_library({"code.c": source}, (), target))
+    stalling = KernelJob(path, "stalling", Workload(Operator.SCALE, 4, 4, 16, 16))
+    settings = Settings(rounds=QUICK.rounds, sample_us=QUICK.sample_us, anchor=stalling)
+    for _ in range(2):  # without a reference, and with one
+        assert measure([anchor_of(target)], settings).unsettled == QUICK.rounds

@@ -52,3 +52,5 @@ def test_of_several_measurements_the_undisturbed_ones_are_averaged() -> None:
     assert agreeing_mean([1.0]) == 1.0
     assert agreeing_mean([1.02, 1.0]) == pytest.approx(1.01)
     assert agreeing_mean([1.5, 1.0, 1.02]) == pytest.approx(1.01)
+    assert agreeing_mean([1.5, 1.0]) == 1.0
+    assert agreeing_mean([1.5, 1.0, 1.52]) == pytest.approx(1.51)

@@ -20,6 +20,7 @@ from bignas.device_db.store import Store
 from bignas.latency import metrics
 from bignas.latency.profile import (
     CHECKS,
+    MOST_CHECKS,
     ProfileProgress,
     StopReason,
     fit_predictor,
@@ -36,6 +37,7 @@ from bignas.supernet.spaces import load_space
 from tests.latency.tiny import TINY, kernel_record
 
 ROOT = Path(__file__).parents[2]
+OFTEN = set(range(CHECKS, MOST_CHECKS + 1))  # how often each thing may have been measured
 
 
 @pytest.mark.parametrize("space", [TINY, load_space("cifar"), load_space("digits")])
@@ -115,11 +117,14 @@ def test_no_time_still_gives_kernels_and_subnets_to_start_from(
         for one in store.kernel_measurements(device.name)
         if len(one.samples_ns) == FINAL.rounds
     ]
-    assert set(Counter(finals).values()) == {CHECKS}
-    assert len(store.network_measurements(device.name)) == CHECKS * counts[1]
+    assert set(Counter(finals).values()) <= OFTEN
+    networks = Counter(one.architecture for one in store.network_measurements(device.name))
+    assert set(networks.values()) <= OFTEN
+    assert len(networks) == counts[1]
     third = profile_space(small, device, store, cache, 10.0, subnets=4)
     assert third.stopped == StopReason.COMPLETE
-    assert len(store.network_measurements(device.name)) == CHECKS * counts[1], "checked again"
+    measured = len(store.network_measurements(device.name))
+    assert measured == networks.total(), "checked again"
 
 
 def test_a_missing_compiler_ends_profiling_with_its_error(
@@ -181,8 +186,8 @@ def test_a_killed_run_loses_at_most_a_batch(tmp_path: Path) -> None:
         assert store.check_integrity() == []
         records = store.kernel_measurements("local")
         finals = [one.workload for one in records if len(one.samples_ns) == FINAL.rounds]
-        assert set(Counter(finals).values()) == {CHECKS}, "a kernel was tuned twice"
+        assert set(Counter(finals).values()) <= OFTEN, "a kernel was tuned twice"
         assert set(finals) == set(space_workloads(TINY))
         architectures = [one.architecture for one in store.network_measurements("local")]
         assert len(set(architectures)) == 20
-        assert set(Counter(architectures).values()) == {CHECKS}
+        assert set(Counter(architectures).values()) <= OFTEN

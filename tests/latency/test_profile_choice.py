@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from bignas.compile.workload import workloads
 from bignas.device_db.database import URL_VARIABLE
 from bignas.device_db.errors import InputError, MeasurementError
 from bignas.device_db.files import cache_folder, locked
-from bignas.device_db.records import Device, Workload
+from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.held_out import FEWEST_NETWORKS, held_out_error
 from bignas.latency.kernel_model import KernelTable
@@ -30,8 +33,10 @@ from bignas.latency.profile import (
     space_workloads,
 )
 from bignas.latency.profile_plan import SUBNET_BATCH, ProfilePlanner
+from bignas.latency.protocol import evidence_hash
+from bignas.latency.subnets import measured_subnets
 from bignas.latency.tuned import TRIES
-from bignas.supernet.space import Architecture
+from bignas.supernet.space import Architecture, SearchSpace
 from tests.latency.fake_bench import FakeTuner, fake_subnets
 from tests.latency.synthetic import draw, kernel_us, make_space
 from tests.latency.tiny import TINY
@@ -207,6 +212,34 @@ def test_with_time_enough_everything_is_measured(device: Device, store: Store) -
     assert summary.rejected >= len(TINY_KERNELS) / SMALL_BATCH
     assert summary.held_out_error is not None
     assert set(Counter(contents(store)).values()) == {CHECKS}
+
+
+@pytest.mark.usefixtures("_small_batches")
+def test_what_disagrees_is_measured_until_two_agree(
+    device: Device, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process whose figures are a third too low, as one was seen to be, is outvoted."""
+    seen: Counter[Architecture] = Counter()
+
+    def first_too_fast(
+        space: SearchSpace, architectures: Sequence[Architecture], *others: Any
+    ) -> list[Measurement]:
+        seen.update(architectures)
+        return [
+            replace(one, samples_ns=tuple(value * 0.7 for value in one.samples_ns))
+            if seen[architecture] == 1
+            else one
+            for architecture, one in zip(
+                architectures, fake_subnets(space, architectures, *others), strict=True
+            )
+        ]
+
+    monkeypatch.setattr("bignas.latency.profile.measure_subnets", first_too_fast)
+    assert profiled(device, store).stopped is StopReason.COMPLETE
+    assert set(seen.values()) == {CHECKS + 1}
+    for architecture, latency_ms in measured_subnets(store, "local", TINY, evidence_hash()):
+        expected_us = 1.04 * sum(map(kernel_us, workloads(TINY, architecture)))
+        assert latency_ms * 1e3 == pytest.approx(expected_us)
 
 
 @pytest.mark.usefixtures("_small_batches")

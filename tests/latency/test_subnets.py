@@ -55,7 +55,7 @@ def test_subnets_are_measured_and_found_again(
 ) -> None:
     architectures = [TINY.smallest(), TINY.biggest()]
     kernels = {
-        work: TunedKernel(candidates(work, device.target)[0], 1.0, 1)
+        work: TunedKernel(candidates(work, device.target)[0], 1.0, 1, (1.0,))
         for one in architectures
         for work in workloads(TINY, one)
     }

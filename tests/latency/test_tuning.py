@@ -214,7 +214,7 @@ def test_a_longer_measurement_replaces_a_shorter_one() -> None:
         best = best_kernels(records[index] for index in order)[GOOD[0]]  # type: ignore[misc]
         assert best.latency_us == pytest.approx(0.1475)  # of equally long ones, those that agree
         assert best.samples == 30
-        assert best.measurements == 3
+        assert len(best.medians_us) == 3
 
 
 @given(
@@ -250,8 +250,9 @@ def test_the_best_kernel_is_one_that_was_measured_and_measured_longest(
             for one in own
             if one.schedule == kernel.schedule.to_text() and len(one.samples_ns) == kernel.samples
         ]
-        assert len(medians_us) == kernel.measurements
-        assert 1 <= kernel.latency_us / min(medians_us) * (1 + 1e-9) <= 1 + DISTURBED
+        assert len(medians_us) == len(kernel.medians_us)
+        assert kernel.latency_us / min(medians_us) * (1 + 1e-9) >= 1
+        assert any(abs(kernel.latency_us / one - 1) <= DISTURBED for one in medians_us)
 
 
 def test_measurements_of_other_code_are_stale(device: Device, store: Store) -> None:

@@ -2,9 +2,12 @@
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -12,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
@@ -119,11 +123,14 @@ async def open_page(path: Path, width: int = 1100, height: int = 900) -> AsyncIt
     """Yield a page that has loaded a file; the browser ends with the block."""
     program = chromium()
     assert program is not None
-    with tempfile.TemporaryDirectory(prefix="bignas-chromium-") as profile:
+    with tempfile.TemporaryDirectory(
+        prefix="bignas-chromium-", ignore_cleanup_errors=True
+    ) as profile:
         process = subprocess.Popen(
             [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         try:
             connection = await _connect(Path(profile) / "DevToolsActivePort")
@@ -134,8 +141,12 @@ async def open_page(path: Path, width: int = 1100, height: int = 900) -> AsyncIt
             connection.close()
             await listening
         finally:
+            family = psutil.Process(process.pid).children(recursive=True)
             process.terminate()
             process.wait(SECONDS_TO_START)
+            with contextlib.suppress(ProcessLookupError):  # its helpers still write to the profile
+                os.killpg(process.pid, signal.SIGKILL)
+            psutil.wait_procs(family, SECONDS_TO_START)
 
 
 async def _connect(port_file: Path) -> WebSocketClientConnection:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bignas.device_db.errors import (
@@ -40,6 +41,12 @@ def make_checkpoint(space: SearchSpace, data: ImageData, seed: int) -> Checkpoin
     return Checkpoint(
         space, weights, data.mean, data.std, data.classes, data.name, data.digest, 0, 0, {}
     )
+
+
+def spawned() -> set[int]:
+    """The processes at work, by their numbers."""
+    children = psutil.Process().children()
+    return {one.pid for one in children if "spawn_main" in " ".join(one.cmdline())}
 
 
 def test_it_is_the_accuracy_of_the_child(
@@ -131,6 +138,41 @@ def test_processes_find_the_same(checkpoint: Checkpoint, toy_data: ImageData, st
     steps: list[tuple[int, int]] = []
     found = evaluator.evaluate(archs, 2, lambda *step: steps.append(step))
     assert steps == [(done, 7) for done in range(1, 8)]
+    with Store.open("sqlite://") as empty:
+        assert ChildEvaluator(checkpoint, toy_data, empty).evaluate(archs) == found
+
+
+@pytest.mark.slow
+def test_a_block_keeps_its_processes(
+    checkpoint: Checkpoint, toy_data: ImageData, store: Store
+) -> None:
+    archs = draw_children(checkpoint.space, 6, seed=0)
+    with ChildEvaluator(checkpoint, toy_data, store) as evaluator:
+        found = evaluator.evaluate(archs[:3], 2)
+        started = spawned()
+        found += evaluator.evaluate(archs[3:5], 2) + evaluator.evaluate(archs[5:], 2)
+        assert spawned() == started
+        assert len(started) == 2
+    assert spawned() == set()
+    with Store.open("sqlite://") as empty:
+        assert ChildEvaluator(checkpoint, toy_data, empty).evaluate(archs) == found
+
+
+@pytest.mark.slow
+def test_an_interrupted_block_starts_anew(
+    checkpoint: Checkpoint, toy_data: ImageData, store: Store
+) -> None:
+    """No answer to a question of the interrupted call is taken for one to the next question."""
+    archs = draw_children(checkpoint.space, 6, seed=0)
+
+    def interrupt(done: int, _: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with ChildEvaluator(checkpoint, toy_data, store) as evaluator:
+        with pytest.raises(KeyboardInterrupt):
+            evaluator.evaluate(archs[:3], 2, interrupt)
+        found = evaluator.evaluate(archs, 2)
     with Store.open("sqlite://") as empty:
         assert ChildEvaluator(checkpoint, toy_data, empty).evaluate(archs) == found
 
