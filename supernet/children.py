@@ -27,7 +27,6 @@ from bignas.device_db.store import Store
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData, Split, SplitName
 from bignas.supernet.evaluate import evaluate, extract_calibrated
-from bignas.supernet.fused import keep_freed_memory
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import Architecture, SearchSpace
 
@@ -89,10 +88,9 @@ class ChildEvaluator:
 
         `progress` is told (done, total) of those that the store does not know.
 
-        One process is this one, which then keeps the memory that it frees. Several are started
-        for this call, or the first one of a `with` block. Raises ArchitectureError
-        for an architecture outside the space, before anything is evaluated, and MeasurementError
-        when a process dies.
+        One process is this one. Several are started for this call, or the first one of a `with`
+        block. Raises ArchitectureError for an architecture outside the space, before anything is
+        evaluated, and MeasurementError when a process dies.
         """
         for arch in archs:
             self._checkpoint.space.check(arch)
@@ -125,7 +123,6 @@ class ChildEvaluator:
                 self._start_workers(processes if self._keeps else min(processes, len(archs)))
             yield from self._by_workers(archs)
         elif archs:
-            keep_freed_memory()
             network = self._checkpoint.network()
             for arch in archs:
                 yield arch, _correct(network, arch, self._data)
@@ -223,7 +220,6 @@ def _run(work: _Work, threads: int, connection: Connection) -> None:
     """What a process does: evaluate what it is sent, until nobody sends or listens any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's matter
     torch.set_num_threads(threads)
-    keep_freed_memory()
     network = work.network()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
