@@ -99,8 +99,8 @@ class Settings:
 
     rounds: int = 20
     sample_us: float = 50.0
-    core_drift: float = 0.03
-    memory_drift: float = 0.20
+    core_drift: float = 0.06
+    memory_drift: float = 1.0
     seed: int = 1
     stall_seconds: float = 60.0
     attempts: int = 1
