@@ -18,7 +18,7 @@ from bignas.latency.remote_bundle import check_fits
 __all__ = ["BENCH_SETTINGS", "bench_bundle"]
 
 BENCH_SETTINGS = Settings(rounds=50, sample_us=1000.0, attempts=4)
-PROCESSES = 3  # whose samples are pooled: where its pages lie in the caches is drawn anew in each
+PROCESSES = 5  # whose samples are pooled: where its pages lie in the caches is drawn anew in each
 
 
 def bench_bundle(

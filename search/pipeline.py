@@ -7,7 +7,8 @@
 2. finalists   the best ones and the Pareto front are evaluated on all validation images, and so are
                children around them that use what the best one leaves of its limits; the best of all
                these are compiled and measured, interleaved, in several processes: how much the same
-               binary differs says how much of a budget has to be left
+               binary differs says how much of a budget has to be left; then the same once more
+               with what the best one leaves as measured
 3. deliver     the most accurate finalist that keeps all budgets becomes a bundle; its own binary is
                verified and measured again, and the next finalist takes its place if it fails; when
                none is left, the predictor is conditioned on what was measured, and tells which
@@ -17,6 +18,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -83,9 +85,12 @@ CALIBRATION_IMAGES = 512  # while exploring; finalists get the whole calibration
 SUGGESTIONS_PER_EVALUATION = 60  # bound on how long a strategy may look for feasible architectures
 FRONT_MEMBERS = 8
 ROUNDS = 4  # of finalists, until one keeps the promise
-REFINEMENTS = 24  # at most, that are evaluated where the finalists leave room
+REFINEMENTS = (
+    24  # at most, that are evaluated where the finalists leave room, half before measuring
+)
 REFINEMENT_BATCH = 4  # of them, before it is asked again where there is room
-PROCESSES = 3  # in which finalists are measured, one after the other
+PROCESSES = 5  # in which finalists are measured, one after the other
+MEDIANS = math.sqrt(math.pi / PROCESSES)  # deviation between medians of so many, in single ones
 HEADROOM = (
     0.005  # of a budget, at least: on a quiet machine binaries came out up to 0.4% slower later
 )
@@ -308,17 +313,15 @@ class _Search:
         for _ in range(ROUNDS):
             chosen = self._finalists(waiting)
             final += self._evaluate([one.architecture for one in chosen], requirements)
-            final += self._refine(trials, final, requirements)
+            final += self._refine(trials, final, requirements, REFINEMENTS // 2)
             candidates = self._measure(self._finalists(_unmeasured(final, measured)))
+            candidates += self._spend_rest(trials, final, [*measured, *candidates])
             measured += candidates
             looked_at |= {one.architecture: one for one in final}
             delivered = self._deliver_best(checkpoint, candidates, self.headroom)
             if delivered is not None:
                 return self._result(*delivered, measured, list(looked_at.values()))
-            requirements = self.requirements.leaving(self.headroom, self.config.seed).conditioned(
-                [one.architecture for one in measured],
-                [[at.measured_ms for at in one.latencies] for one in measured],
-            )
+            requirements = self._informed(measured)
             waiting = _reloaded([one for one in waiting if one not in chosen], requirements)
             final = _reloaded(final, requirements)
             if not waiting and not _unmeasured(final, measured):
@@ -358,10 +361,14 @@ class _Search:
         ]
 
     def _refine(
-        self, told: Sequence[Trial], final: Sequence[Trial], requirements: Requirements
+        self,
+        told: Sequence[Trial],
+        final: Sequence[Trial],
+        requirements: Requirements,
+        most: int,
     ) -> list[Trial]:
-        """Evaluate what the best final one leaves room for, until it leaves hardly any."""
-        most = min(REFINEMENTS, self.config.evaluations)
+        """Evaluate up to so many that use what the best final one leaves, until that is little."""
+        most = min(most, self.config.evaluations)
         refined: list[Trial] = []
         while len(refined) < most:
             count = min(REFINEMENT_BATCH, most - len(refined))
@@ -372,6 +379,48 @@ class _Search:
                 break
             refined += self._evaluate(proposed, requirements)
         return refined
+
+    def _spend_rest(
+        self, told: Sequence[Trial], final: list[Trial], measured: Sequence[Candidate]
+    ) -> list[Candidate]:
+        """Refine with what was measured, and measure what is more accurate than the best so far.
+
+        What was predicted to fill a budget may break it, and the next best leave a part of it. What
+        is evaluated is added to `final`.
+        """
+        keeping = [one.top1 for one in measured if one.keeps(self.headroom)]
+        if not keeping:
+            return []
+        informed = self._informed(measured)
+        known = {one.architecture: one for one in _loaded(final, informed)}
+        known |= {one.architecture: one for one in self._as_measured(measured, informed)}
+        refined = self._refine(told, list(known.values()), informed, REFINEMENTS // 2)
+        final += refined
+        promising = [
+            one
+            for one in _unmeasured([*known.values(), *refined], measured)
+            if (one.top1 or 0.0) > max(keeping)
+        ]
+        return self._measure(self._finalists(promising))
+
+    def _informed(self, measured: Sequence[Candidate]) -> Requirements:
+        """The requirements with all that measuring has told."""
+        return self.requirements.leaving(self.headroom, self.config.seed).conditioned(
+            [one.architecture for one in measured],
+            [[at.measured_ms for at in one.latencies] for one in measured],
+        )
+
+    def _as_measured(self, measured: Sequence[Candidate], informed: Requirements) -> list[Trial]:
+        """What was measured, with loads of the budgets as measured."""
+        found = []
+        for one in measured:
+            shares = {
+                name: float(share[0]) for name, share in informed.shares([one.architecture]).items()
+            }
+            for site, at in zip(self.sites, one.latencies, strict=True):
+                shares[site.limit] = at.measured_ms / (at.budget_ms * (1 - self.headroom))
+            found.append(Trial(one.architecture, one.measured_ms, max(shares.values()), one.top1))
+        return found
 
     def _measure(self, trials: Sequence[Trial]) -> list[Candidate]:
         """Compile architectures and measure them together; those that fail are left out.
@@ -384,7 +433,7 @@ class _Search:
         measured = np.isfinite(repeated_ms).all(axis=(0, 2))  # [sites, architectures, processes]
         if measured.any():
             now = max(spread(here_ms[measured]) for here_ms in repeated_ms)
-            self.headroom = max(self.headroom, DEVIATIONS * now)
+            self.headroom = max(self.headroom, DEVIATIONS * MEDIANS * now)
         return [
             self._candidate(
                 one.architecture,
@@ -564,14 +613,18 @@ def _unmeasured(final: Sequence[Trial], measured: Sequence[Candidate]) -> list[T
     return [one for one in final if one.feasible and one.architecture not in known]
 
 
-def _reloaded(trials: Sequence[Trial], requirements: Requirements) -> list[Trial]:
-    """The trials with their loads as they are known now, without those that break a limit."""
+def _loaded(trials: Sequence[Trial], requirements: Requirements) -> list[Trial]:
+    """The trials with their loads as they are known now."""
     loads = requirements.loads([one.architecture for one in trials])
-    loaded = [
+    return [
         dataclasses.replace(one, load=load)
         for one, load in zip(trials, loads.tolist(), strict=True)
     ]
-    return [one for one in loaded if one.feasible]
+
+
+def _reloaded(trials: Sequence[Trial], requirements: Requirements) -> list[Trial]:
+    """The trials with their loads as they are known now, without those that break a limit."""
+    return [one for one in _loaded(trials, requirements) if one.feasible]
 
 
 def _evaluated(trials: Sequence[Trial]) -> int:

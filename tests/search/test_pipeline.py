@@ -1,6 +1,8 @@
 """The search as a whole: exact repetition and resumption, hopeless budgets, a delivered promise."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from bignas.device_db.probe import probe_local
 from bignas.device_db.store import Store
 from bignas.latency.bench import bench_bundle
 from bignas.latency.kernel_model import KernelTable
-from bignas.latency.predictor import LatencyPredictor
+from bignas.latency.predictor import Interval, LatencyPredictor
 from bignas.latency.profile import fit_predictor, profile_space, space_workloads
 from bignas.latency.protocol import evidence_hash
 from bignas.search import pipeline
@@ -29,10 +31,11 @@ from bignas.search.trial import Trial
 from bignas.search.trial_log import TrialLog
 from bignas.supernet.accuracy import AccuracyPredictor
 from bignas.supernet.checkpoint import Checkpoint
+from bignas.supernet.children import ChildEvaluator
 from bignas.supernet.data import ImageData, load_data
 from bignas.supernet.drawing import draw_children
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import SearchSpace
+from bignas.supernet.space import Architecture, SearchSpace
 from tests.search.synthetic import make_space
 
 
@@ -64,6 +67,25 @@ def _predictor(space: SearchSpace) -> LatencyPredictor:
     """A made-up device: a kernel takes a microsecond and one more for each 100,000 MACs."""
     table = {work: 1.0 + work.macs / 1e5 for work in space_workloads(space)}
     return LatencyPredictor.fit(space, KernelTable(table, "local", evidence_hash()), [])
+
+
+@contextmanager
+def _opened_search(
+    space: SearchSpace,
+    data: ImageData,
+    config: SearchConfig,
+    out: Path,
+    predictor: LatencyPredictor | None = None,
+) -> Iterator[pipeline._Search]:
+    """A search on the made-up device, in which nothing has happened yet."""
+    with Store.open() as store:
+        device = store.device("local")
+        cache, predictor = ObjectCache(device.target), predictor or _predictor(space)
+        site = Site(device, cache, predictor, config.budget_ms)
+        checkpoint = _checkpoint(space, data)
+        yield pipeline._Search(
+            checkpoint.network(), checkpoint, data, store, [site], config, out, print
+        )
 
 
 def _explore(
@@ -296,24 +318,48 @@ def test_the_more_processes_differ_the_more_of_a_budget_is_left(
     space = _space()
     random = np.random.default_rng(0)
     trials = [Trial(one, 1.0, 1.0, 0.5) for one in draw_children(space, 40, seed=0)]
-    tables = iter([np.exp(random.normal(0, noise, (len(trials), 3)))])
+    table = np.exp(random.normal(0, noise, (len(trials), pipeline.PROCESSES)))
+    tables = iter([table])
     monkeypatch.setattr(pipeline._Search, "_measure_at", lambda *_: next(tables))
-    with Store.open() as store:
-        device = store.device("local")
-        site = Site(device, ObjectCache(device.target), _predictor(space), 1.0)
-        checkpoint = _checkpoint(space, data)
-        search = pipeline._Search(
-            checkpoint.network(),
-            checkpoint,
-            data,
-            store,
-            [site],
-            SearchConfig(1.0),
-            tmp_path,
-            print,
-        )
+    with _opened_search(space, data, SearchConfig(1.0), tmp_path) as search:
         candidates = search._measure(trials)
     assert search.headroom == pytest.approx(
-        max(pipeline.HEADROOM, pipeline.DEVIATIONS * noise), rel=0.3
+        max(pipeline.HEADROOM, pipeline.DEVIATIONS * pipeline.MEDIANS * noise), rel=0.3
     )
     assert len(candidates) == len(trials)
+
+
+def test_what_is_left_as_measured_is_spent(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything takes a tenth more than predicted, so that the most accurate break the budget."""
+    space = _space()
+    predictor, budget_ms = _predictor(space), _middle_budget_ms(space)
+    predictor = dataclasses.replace(predictor, interval=Interval(0.01, 0.01, 0.0, 1.0))
+
+    def top1(architecture: Architecture) -> float:
+        slow, slowest = predictor.predict([architecture, space.biggest()]).latency_ms
+        return float(slow / slowest)
+
+    def measure_at(_: object, __: Site, architectures: Sequence[Architecture]) -> np.ndarray:
+        latency_ms = 1.1 * predictor.predict(architectures).latency_ms
+        return np.repeat(latency_ms[:, None], pipeline.PROCESSES, axis=1)
+
+    monkeypatch.setattr(pipeline._Search, "_measure_at", measure_at)
+    monkeypatch.setattr(
+        ChildEvaluator, "evaluate", lambda _, archs, *__: [top1(one) for one in archs]
+    )
+    with _opened_search(space, data, SearchConfig(budget_ms), tmp_path, predictor) as search:
+        children = draw_children(space, 60, seed=0)
+        final = [one for one in search._evaluate(children, search.requirements) if one.feasible]
+        measured = [one for one in search._measure(search._finalists(final)) if not one.kept]
+        assert measured
+        measured += search._measure([min(final, key=lambda one: one.load)])
+        before = list(final)
+        found = search._spend_rest(final, final, measured)
+    spent = final[len(before) :]
+    best = max(one.top1 for one in measured if one.keeps(search.headroom))
+    assert len(spent) <= pipeline.REFINEMENTS // 2
+    assert not {one.architecture for one in spent} & {one.architecture for one in before}
+    assert all(one.top1 > best for one in found)
+    assert max(one.measured_ms for one in found if one.keeps(search.headroom)) > 0.95 * budget_ms
