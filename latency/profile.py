@@ -4,7 +4,8 @@ Everything measured is in the store as soon as it is measured; the next run take
 goes on with what is missing, so an interruption loses at most the batch under way.
 
 When everything is there, everything is measured once more. On a shared machine whole minutes are
-slower than others, and no sentinel sees all of it; of two measurements the faster one counts.
+slower than others, and no sentinel sees all of it. What two measurements do not agree on is
+measured again, until two do.
 """
 
 import math

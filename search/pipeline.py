@@ -85,9 +85,7 @@ CALIBRATION_IMAGES = 512  # while exploring; finalists get the whole calibration
 SUGGESTIONS_PER_EVALUATION = 60  # bound on how long a strategy may look for feasible architectures
 FRONT_MEMBERS = 8
 ROUNDS = 4  # of finalists, until one keeps the promise
-REFINEMENTS = (
-    24  # at most, that are evaluated where the finalists leave room, half before measuring
-)
+REFINEMENTS = 24  # at most, evaluated where finalists leave room; half of them before measuring
 REFINEMENT_BATCH = 4  # of them, before it is asked again where there is room
 PROCESSES = 5  # in which finalists are measured, one after the other
 MEDIANS = math.sqrt(math.pi / PROCESSES)  # deviation between medians of so many, in single ones
