@@ -15,7 +15,7 @@ from bignas.latency.measuring import measure_on
 from bignas.latency.protocol import NetworkJob, Settings, measure
 from bignas.latency.remote_bundle import check_fits
 
-__all__ = ["BENCH_SETTINGS", "bench_bundle"]
+__all__ = ["BENCH_SETTINGS", "PROCESSES", "bench_bundle"]
 
 BENCH_SETTINGS = Settings(rounds=50, sample_us=1000.0, attempts=4)
 PROCESSES = 5  # whose samples are pooled: where its pages lie in the caches is drawn anew in each

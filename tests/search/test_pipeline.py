@@ -16,7 +16,7 @@ from bignas.device_db.accuracies import EvaluationSetting
 from bignas.device_db.errors import CheckpointError, InfeasibleBudgetError, InputError
 from bignas.device_db.probe import probe_local
 from bignas.device_db.store import Store
-from bignas.latency.bench import bench_bundle
+from bignas.latency.bench import PROCESSES, bench_bundle
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import Interval, LatencyPredictor
 from bignas.latency.profile import fit_predictor, profile_space, space_workloads
@@ -318,7 +318,7 @@ def test_the_more_processes_differ_the_more_of_a_budget_is_left(
     space = _space()
     random = np.random.default_rng(0)
     trials = [Trial(one, 1.0, 1.0, 0.5) for one in draw_children(space, 40, seed=0)]
-    table = np.exp(random.normal(0, noise, (len(trials), pipeline.PROCESSES)))
+    table = np.exp(random.normal(0, noise, (len(trials), PROCESSES)))
     tables = iter([table])
     monkeypatch.setattr(pipeline._Search, "_measure_at", lambda *_: next(tables))
     with _opened_search(space, data, SearchConfig(1.0), tmp_path) as search:
@@ -343,7 +343,7 @@ def test_what_is_left_as_measured_is_spent(
 
     def measure_at(_: object, __: Site, architectures: Sequence[Architecture]) -> np.ndarray:
         latency_ms = 1.1 * predictor.predict(architectures).latency_ms
-        return np.repeat(latency_ms[:, None], pipeline.PROCESSES, axis=1)
+        return np.repeat(latency_ms[:, None], PROCESSES, axis=1)
 
     monkeypatch.setattr(pipeline._Search, "_measure_at", measure_at)
     monkeypatch.setattr(

@@ -1,6 +1,6 @@
 """Children are evaluated once, and by whichever process."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -20,7 +20,7 @@ from bignas.supernet.data import ImageData
 from bignas.supernet.drawing import draw_children
 from bignas.supernet.evaluate import evaluate_architectures
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import SearchSpace
+from bignas.supernet.space import Architecture, SearchSpace
 from bignas.supernet.spaces import load_space
 
 
@@ -41,6 +41,14 @@ def make_checkpoint(space: SearchSpace, data: ImageData, seed: int) -> Checkpoin
     return Checkpoint(
         space, weights, data.mean, data.std, data.classes, data.name, data.digest, 0, 0, {}
     )
+
+
+def found_alone(
+    checkpoint: Checkpoint, data: ImageData, archs: Sequence[Architecture]
+) -> list[float]:
+    """What this process finds, when nothing is known."""
+    with Store.open("sqlite://") as empty:
+        return ChildEvaluator(checkpoint, data, empty).evaluate(archs)
 
 
 def spawned() -> set[int]:
@@ -138,8 +146,7 @@ def test_processes_find_the_same(checkpoint: Checkpoint, toy_data: ImageData, st
     steps: list[tuple[int, int]] = []
     found = evaluator.evaluate(archs, 2, lambda *step: steps.append(step))
     assert steps == [(done, 7) for done in range(1, 8)]
-    with Store.open("sqlite://") as empty:
-        assert ChildEvaluator(checkpoint, toy_data, empty).evaluate(archs) == found
+    assert found == found_alone(checkpoint, toy_data, archs)
 
 
 @pytest.mark.slow
@@ -154,8 +161,7 @@ def test_a_block_keeps_its_processes(
         assert spawned() == started
         assert len(started) == 2
     assert spawned() == set()
-    with Store.open("sqlite://") as empty:
-        assert ChildEvaluator(checkpoint, toy_data, empty).evaluate(archs) == found
+    assert found == found_alone(checkpoint, toy_data, archs)
 
 
 @pytest.mark.slow
@@ -173,8 +179,7 @@ def test_an_interrupted_block_starts_anew(
         with pytest.raises(KeyboardInterrupt):
             evaluator.evaluate(archs[:3], 2, interrupt)
         found = evaluator.evaluate(archs, 2)
-    with Store.open("sqlite://") as empty:
-        assert ChildEvaluator(checkpoint, toy_data, empty).evaluate(archs) == found
+    assert found == found_alone(checkpoint, toy_data, archs)
 
 
 @pytest.mark.slow
