@@ -10,9 +10,10 @@ own      limited by the device's own latency predictor, as `bignas search` is
 macs     limited by multiply-accumulates alone
 A        limited by the latency on another device A; one kind for each of them
 
-A search that is limited by something else does not know what its winner takes on this device. So it
-is repeated: the first limit is what the own winner uses, every further one is scaled by how much of
-the budget the last winner took when measured (a secant through the origin). Of those winners that
+A search that is limited by something else does not know what its winner takes on this device, and
+the own one leaves a part of the budget, to keep it later too. So all are repeated: the first limit is
+the budget, for others what the own winner uses, every further one is scaled by how much of the
+budget the last winner took when measured (a secant through the origin). Of those winners that
 keep the budget as measured, the most accurate one counts: what somebody gets who has the device to
 measure on, and time for `--tries` searches. Finally the winners are measured together, in one
 process, and accuracies on validation and test images are compared. The same command goes on where
@@ -96,9 +97,16 @@ class _Contest:
     seed: int
 
     def run(self, budget_ms: float) -> dict[str, Any]:
-        own = self._search(OWN, self.device, budget_ms, Limits(), 0)
         space = self.laboratory.network.space
-        winners = {OWN: [own]}
+        winners = {
+            OWN: fit_limit(
+                lambda limit, number: self._search(
+                    OWN, self.device, float(f"{limit:.4g}"), Limits(), number
+                ),
+                budget_ms, budget_ms, self.tries,
+            )
+        }  # fmt: skip
+        own = winners[OWN][0]
         macs = space.macs(own.architecture)
         winners[MACS] = fit_limit(
             lambda limit, number: self._search(
