@@ -11,10 +11,10 @@ macs     limited by multiply-accumulates alone
 A        limited by the latency on another device A; one kind for each of them
 
 A search that is limited by something else does not know what its winner takes on this device, and
-the own one leaves a part of the budget, to keep it later too. So all are repeated: the first limit is
-the budget, for others what the own winner uses, every further one is scaled by how much of the
-budget the last winner took when measured (a secant through the origin). Of those winners that
-keep the budget as measured, the most accurate one counts: what somebody gets who has the device to
+the own one leaves a part of the budget, to keep it later too. So all are repeated: the first limit
+is the budget, for others what the own winner uses, every further one is scaled by how much of the
+budget the last winner took when measured (a secant through the origin). Of those winners that keep
+the budget as measured, the most accurate one counts: what somebody gets who has the device to
 measure on, and time for `--tries` searches. Finally the winners are measured together, in one
 process, and accuracies on validation and test images are compared. The same command goes on where
 it was stopped.

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtr, stdtrit  # Student's t; scipy.stats takes seconds to import
+from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes seconds to import
 from xgboost.core import XGBoostError
 
 from bignas.compile.fusion import choose_kernels
@@ -83,15 +83,15 @@ class Interval:
 
     Two conformal intervals, of which the wider one counts. The first has one width for all: right
     for networks that are no less measured than those of the calibration. The second grows with the
-    estimated share: right for those that are less so. The noise of measuring is independent of
-    both, and adds in squares.
+    estimated share: right for those that are less so. Errors of the calibration contain the noise
+    of the mean of two measurements, somewhat more than that of the median of five processes, which
+    is what counts as the latency of a binary.
     """
 
     floor: float
     base: float  # typical error of a network whose kernels are all measured
     kernel_error: float  # typical error of an estimated kernel
     quantile: float  # of the held-out errors divided by the typical ones
-    noise: float = 0.0  # half width of what a single measurement adds to those calibrated with
 
     @classmethod
     def calibrate(
@@ -114,7 +114,7 @@ class Interval:
     def half_widths(self, shares: Array) -> Array:
         """Half widths of log latency for networks with these estimated shares."""
         grown = self.quantile * (self.base + shares * self.kernel_error)
-        return np.asarray(np.hypot(np.maximum(self.floor, grown), self.noise))
+        return np.maximum(self.floor, grown)
 
 
 def _upper_quantile(scores: Array, confidence: float) -> float:
@@ -217,9 +217,6 @@ class LatencyPredictor:
         interval = Interval.calibrate(
             fit.residuals, sums.estimated_share, self.kernel_model.error, self.confidence
         )
-        # what is predicted is measured once, what it was fitted to twice: half the variance
-        deviations = float(ndtri((1 + self.confidence) / 2))
-        interval = replace(interval, noise=deviations * self.repeatability / math.sqrt(2))
         return replace(
             self, correction=fit.correction, interval=interval, networks=len(architectures)
         )
@@ -421,7 +418,6 @@ class LatencyPredictor:
                 base=float(interval["base"]),
                 kernel_error=float(interval["kernel_error"]),
                 quantile=float(interval["quantile"]),
-                noise=float(interval.get("noise", 0.0)),
             ),
             confidence=float(content["confidence"]),
             networks=int(content["networks"]),

@@ -1,8 +1,9 @@
-/* The parts of training on a CPU that torch computes far below the machine's speed: batch norm
- * with residual sum and activation in one go, and the gradients of depthwise convolutions.
+/* Parts of training on a CPU that torch computes far below the machine's speed. This file: batch
+ * norm with residual sum and activation in one go, and what the files share that are compiled
+ * together with it, fused_pointwise.c and fused_depthwise.c.
  *
- * Tensors are float32, channels last. Work is cut into PARTS pieces of fixed extent whose partial
- * sums are added in a fixed order, so that results do not depend on the number of threads.
+ * Tensors are float32, channels last. Work is cut into pieces of fixed extent whose partial sums are
+ * added in a fixed order, so that results do not depend on the number of threads.
  */
 
 #include <math.h>
@@ -11,13 +12,25 @@
 #include <string.h>
 
 #define PARTS 16
-#define LANES 16   /* floats a vector; the compiler splits vectors the processor does not have */
+#ifdef __AVX512F__
+#define LANES 16 /* floats a vector; the compiler splits vectors the processor does not have */
+#else
+#define LANES 8
+#endif
 #define BLOCK 4096 /* floats of a block of pixels that stays in the first-level cache */
 #define INLINE static inline __attribute__((always_inline))
 #define PARALLEL _Pragma("omp parallel for schedule(static) num_threads((int)threads)")
 
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef enum { IDENTITY, RELU, RELU6, HARD_SWISH } activation;
+
+#define BY_KIND(call) \
+    switch (kind) { \
+    case RELU: call(RELU); break; \
+    case RELU6: call(RELU6); break; \
+    case HARD_SWISH: call(HARD_SWISH); break; \
+    default: call(IDENTITY); \
+    }
 
 INLINE float activate(float u, activation kind) {
     switch (kind) {
@@ -48,61 +61,74 @@ static void spread(const float *values, float *wide, int64_t channels, int64_t w
     for (int64_t i = 0; i < width; i += channels) memcpy(wide + i, values, 4 * channels);
 }
 
+/* Add a block [count, width] of rows `pitch` floats apart, `before` rows after the first one, to the
+ * mean and the sum of squared deviations in totals [2 * width]; scratch [2 * width]. The block is
+ * summed in two passes and merged by the formula of Chan et al. (1979). */
+static void add_block(const float *block, int64_t pitch, int64_t count, int64_t width, int64_t before,
+                      float *restrict scratch, double *restrict totals) {
+    float *restrict sum = scratch, *restrict deviation = scratch + width;
+    memset(scratch, 0, 2 * width * sizeof *scratch);
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t i = 0; i < width; i++) sum[i] += block[r * pitch + i];
+    for (int64_t i = 0; i < width; i++) sum[i] /= (float)count;
+    for (int64_t r = 0; r < count; r++)
+        for (int64_t i = 0; i < width; i++) {
+            float d = block[r * pitch + i] - sum[i];
+            deviation[i] += d * d;
+        }
+    double after = (double)(before + count), share = (double)count / after;
+    for (int64_t i = 0; i < width; i++) {
+        double shift = sum[i] - totals[i];
+        totals[i] += shift * share;
+        totals[width + i] += deviation[i] + shift * shift * (double)before * share;
+    }
+}
+
+/* Mean and biased variance of each channel, of parts [2 * width] with so many rows each; a row has
+ * each channel width / channels times. */
+static void merge_parts(const double *totals, const int64_t *rows, int64_t parts, int64_t width,
+                        int64_t channels, float *mean, float *variance) {
+    int64_t all = 0;
+    for (int64_t part = 0; part < parts; part++) all += rows[part];
+    double pixels = (double)(all * (width / channels));
+    for (int64_t c = 0; c < channels; c++) {
+        double sum = 0, square = 0;
+        for (int64_t part = 0; part < parts; part++)
+            for (int64_t i = c; i < width; i += channels)
+                sum += (double)rows[part] * totals[part * 2 * width + i];
+        double average = sum / pixels;
+        for (int64_t part = 0; part < parts; part++)
+            for (int64_t i = c; i < width; i += channels) {
+                double shift = totals[part * 2 * width + i] - average;
+                square += totals[(part * 2 + 1) * width + i] + (double)rows[part] * shift * shift;
+            }
+        mean[c] = (float)average;
+        variance[c] = (float)(square / pixels);
+    }
+}
+
 /* Mean and biased variance of each channel of y [pixels, channels]. Returns 0, or 1 when there is
- * no memory. Blocks are summed in two passes and merged by the formula of Chan et al. (1979). */
+ * no memory. */
 int moments(const float *y, int64_t pixels, int64_t channels, float *mean, float *variance,
             int64_t threads) {
     int64_t width = channels * joined(pixels, channels), rows = pixels * channels / width;
-    int64_t step = BLOCK / width ? BLOCK / width : 1;
-    double *merged = calloc(PARTS * 2 * width, sizeof *merged);
+    int64_t step = BLOCK / width ? BLOCK / width : 1, counts[PARTS];
+    double *totals = calloc(PARTS * 2 * width, sizeof *totals);
     float *scratch = malloc(PARTS * 2 * width * sizeof *scratch);
-    if (!merged || !scratch) {
-        free(merged), free(scratch);
+    if (!totals || !scratch) {
+        free(totals), free(scratch);
         return 1;
     }
     PARALLEL
     for (int part = 0; part < PARTS; part++) {
-        double *total = merged + part * 2 * width, *square = total + width;
-        float *sum = scratch + part * 2 * width, *deviation = sum + width;
         int64_t begin = rows * part / PARTS, end = rows * (part + 1) / PARTS;
-        for (int64_t at = begin; at < end; at += step) {
-            int64_t count = end - at < step ? end - at : step;
-            const float *block = y + at * width;
-            memset(sum, 0, 2 * width * sizeof *sum);
-            for (int64_t r = 0; r < count; r++)
-                for (int64_t i = 0; i < width; i++) sum[i] += block[r * width + i];
-            for (int64_t i = 0; i < width; i++) sum[i] /= (float)count;
-            for (int64_t r = 0; r < count; r++)
-                for (int64_t i = 0; i < width; i++) {
-                    float d = block[r * width + i] - sum[i];
-                    deviation[i] += d * d;
-                }
-            double before = (double)(at - begin), now = (double)count, after = before + now;
-            for (int64_t i = 0; i < width; i++) {
-                double shift = sum[i] - total[i];
-                total[i] += shift * now / after;
-                square[i] += deviation[i] + shift * shift * before * now / after;
-            }
-        }
+        counts[part] = end - begin;
+        for (int64_t at = begin; at < end; at += step)
+            add_block(y + at * width, width, end - at < step ? end - at : step, width, at - begin,
+                      scratch + part * 2 * width, totals + part * 2 * width);
     }
-    for (int64_t c = 0; c < channels; c++) {
-        double sum = 0, square = 0;
-        for (int part = 0; part < PARTS; part++) {
-            double count = (double)(rows * (part + 1) / PARTS - rows * part / PARTS);
-            for (int64_t i = c; i < width; i += channels) sum += count * merged[part * 2 * width + i];
-        }
-        double average = sum / (double)pixels;
-        for (int part = 0; part < PARTS; part++) {
-            double count = (double)(rows * (part + 1) / PARTS - rows * part / PARTS);
-            for (int64_t i = c; i < width; i += channels) {
-                double shift = merged[part * 2 * width + i] - average;
-                square += merged[(part * 2 + 1) * width + i] + count * shift * shift;
-            }
-        }
-        mean[c] = (float)average;
-        variance[c] = (float)(square / (double)pixels);
-    }
-    free(merged), free(scratch);
+    merge_parts(totals, counts, PARTS, width, channels, mean, variance);
+    free(totals), free(scratch);
     return 0;
 }
 
@@ -133,14 +159,9 @@ int normalize(const float *y, const float *residual, float *z, const float *fact
         int64_t begin = rows * part / PARTS, count = rows * (part + 1) / PARTS - begin;
         const float *from = y + begin * width, *add = residual ? residual + begin * width : 0;
         float *to = z + begin * width;
-        switch (kind) {
-        case RELU: normalize_rows(from, add, to, wide, wide + width, count, width, RELU); break;
-        case RELU6: normalize_rows(from, add, to, wide, wide + width, count, width, RELU6); break;
-        case HARD_SWISH:
-            normalize_rows(from, add, to, wide, wide + width, count, width, HARD_SWISH);
-            break;
-        default: normalize_rows(from, add, to, wide, wide + width, count, width, IDENTITY);
-        }
+#define CALL(K) normalize_rows(from, add, to, wide, wide + width, count, width, K)
+        BY_KIND(CALL)
+#undef CALL
     }
     free(wide);
     return 0;
@@ -169,14 +190,6 @@ INLINE void gradient_rows(const float *restrict y, const float *restrict dz, flo
             dy[i] = factor[i] * g + across[i] * (y[i] - mean[i]) + constant[i];
         }
 }
-
-#define BY_KIND(call) \
-    switch (kind) { \
-    case RELU: call(RELU); break; \
-    case RELU6: call(RELU6); break; \
-    case HARD_SWISH: call(HARD_SWISH); break; \
-    default: call(IDENTITY); \
-    }
 
 /* The gradients of z = activation((y - mean) * inverse * scale + shift), the moments being those of
  * y: dy [pixels, channels], dscale and dshift [channels]; inverse = 1 / standard deviation. */
@@ -238,132 +251,72 @@ int normalize_backward(const float *y, const float *dz, float *dy, const float *
     return 0;
 }
 
-typedef struct {
-    int64_t images, channels, height, width, out_height, out_width;
-} geometry;
+/* In a chain of convolutions the batch norms between them are not computed by themselves. What is
+ * stored is the output y of a convolution and
+ *   norm [4, channels]: mean, inverse (1 / standard deviation), factor, offset; the next convolution
+ *     takes activation(y * factor + offset);
+ * and on the way back g, the gradient of y * factor + offset, and
+ *   link [4, channels]: factor, mean, across, constant; the gradient of y is
+ *     factor * g + across * (y - mean) + constant.
+ */
+enum { MEAN, INVERSE, FACTOR, OFFSET };
+enum { LINK_FACTOR, LINK_MEAN, LINK_ACROSS, LINK_CONSTANT };
 
-/* LANES channels of one image, with a border of zeros `pad` wide. */
-INLINE void padded(const float *image, vector *to, int64_t height, int64_t width, int64_t channels,
-                   int64_t pad) {
-    int64_t row = width + 2 * pad;
-    memset(to, 0, (height + 2 * pad) * row * sizeof *to);
-    for (int64_t y = 0; y < height; y++)
-        for (int64_t x = 0; x < width; x++)
-            to[(y + pad) * row + x + pad] = *(const vector *)(image + (y * width + x) * channels);
-}
-
-/* sums [k*k] += the gradient of the weights of these channels of one image. */
-INLINE void weight_gradient(const vector *x, const float *dz, vector *sums, const geometry *g,
-                            int k, int stride) {
-    int64_t row = g->width + 2 * (k / 2);
-    vector sum[25];
-#pragma GCC unroll 25
-    for (int i = 0; i < k * k; i++) sum[i] = sums[i];
-    for (int64_t oy = 0; oy < g->out_height; oy++)
-        for (int64_t ox = 0; ox < g->out_width; ox++, dz += g->channels) {
-            vector d = *(const vector *)dz;
-            const vector *from = x + oy * stride * row + ox * stride;
-#pragma GCC unroll 5
-            for (int ky = 0; ky < k; ky++)
-#pragma GCC unroll 5
-                for (int kx = 0; kx < k; kx++) sum[ky * k + kx] += d * from[ky * row + kx];
-        }
-#pragma GCC unroll 25
-    for (int i = 0; i < k * k; i++) sums[i] = sum[i];
-}
-
-/* The gradient of the input of one image: each output pixel is spread over its window. */
-INLINE void spread_gradient(vector *dx, const float *dz, const vector *weight, const geometry *g,
-                            int k, int stride) {
-    int64_t row = g->width + 2 * (k / 2);
-    for (int64_t oy = 0; oy < g->out_height; oy++)
-        for (int64_t ox = 0; ox < g->out_width; ox++, dz += g->channels) {
-            vector d = *(const vector *)dz;
-            vector *to = dx + oy * stride * row + ox * stride;
-#pragma GCC unroll 5
-            for (int ky = 0; ky < k; ky++)
-#pragma GCC unroll 5
-                for (int kx = 0; kx < k; kx++) to[ky * row + kx] += d * weight[ky * k + kx];
-        }
-}
-
-/* The same at stride 1: each input pixel gathers, and accumulators stay in registers. */
-INLINE void gather_gradient(float *dx, const vector *dz, const vector *weight, const geometry *g,
-                            int k) {
-    int64_t row = g->width + 2 * (k / 2);
-    for (int64_t y = 0; y < g->height; y++)
-        for (int64_t x = 0; x < g->width; x++, dx += g->channels) {
-            const vector *from = dz + y * row + x;
-            vector sum[5] = {};
-#pragma GCC unroll 5
-            for (int ky = 0; ky < k; ky++)
-#pragma GCC unroll 5
-                for (int kx = 0; kx < k; kx++)
-                    sum[kx] += from[ky * row + kx] * weight[k * k - 1 - (ky * k + kx)];
-            vector total = sum[0];
-#pragma GCC unroll 5
-            for (int kx = 1; kx < k; kx++) total += sum[kx];
-            *(vector *)dx = total;
-        }
-}
-
-INLINE void image_gradients(const float *x, const float *dz, float *dx, const vector *weight,
-                            vector *sums, vector *border, const geometry *g, int k, int stride) {
-    int64_t pad = k / 2, row = g->width + 2 * pad;
-    padded(x, border, g->height, g->width, g->channels, pad);
-    weight_gradient(border, dz, sums, g, k, stride);
-    if (stride == 1) {
-        padded(dz, border, g->height, g->width, g->channels, pad);
-        gather_gradient(dx, border, weight, g, k);
-        return;
+/* The norm of an output with these moments, which are in `norm` as mean and variance. */
+static void finish_norm(float *norm, const float *scale, const float *shift, float epsilon,
+                        int64_t channels) {
+    for (int64_t c = 0; c < channels; c++) {
+        float mean = norm[MEAN * channels + c];
+        float inverse = 1 / sqrtf(norm[INVERSE * channels + c] + epsilon);
+        norm[INVERSE * channels + c] = inverse;
+        norm[FACTOR * channels + c] = scale[c] * inverse;
+        norm[OFFSET * channels + c] = shift[c] - mean * scale[c] * inverse;
     }
-    memset(border, 0, (g->height + 2 * pad) * row * sizeof *border);
-    spread_gradient(border, dz, weight, g, k, stride);
-    for (int64_t y = 0; y < g->height; y++)
-        for (int64_t i = 0; i < g->width; i++)
-            *(vector *)(dx + (y * g->width + i) * g->channels) = border[(y + pad) * row + i + pad];
 }
 
-/* Gradients of a depthwise convolution with kernel k = 3 or 5 and padding k / 2: x and dx
- * [images, height, width, channels], dz [images, out_height, out_width, channels], weight and
- * dweight [k * k, channels]. There are at least LANES channels; the last vector overlaps the one
- * before it where they do not divide. Returns 0, or 1 when there is no memory. */
-int depthwise_backward(const float *x, const float *dz, float *dx, const float *weight,
-                       float *dweight, const geometry *g, int64_t k, int64_t stride,
-                       int64_t threads) {
-    int64_t channels = g->channels, vectors = (channels + LANES - 1) / LANES, taps = k * k;
-    int64_t area = (g->height + 2 * (k / 2)) * (g->width + 2 * (k / 2));
-    int64_t out_area = g->out_height * g->out_width, partial = vectors * taps;
-    vector *all = 0;
-    if (posix_memalign((void **)&all, 64, PARTS * (partial + area + taps) * sizeof *all)) return 1;
-    PARALLEL
-    for (int part = 0; part < PARTS; part++) {
-        vector *sums = all + part * (partial + area + taps), *border = sums + partial;
-        vector *kernel = border + area;
-        memset(sums, 0, partial * sizeof *sums);
-        for (int64_t v = 0; v < vectors; v++) {
-            int64_t c = (v + 1) * LANES > channels ? channels - LANES : v * LANES;
-            for (int64_t i = 0; i < taps; i++) kernel[i] = *(const vector *)(weight + i * channels + c);
-            for (int64_t n = g->images * part / PARTS; n < g->images * (part + 1) / PARTS; n++) {
-                const float *from = x + n * g->height * g->width * channels + c;
-                const float *above = dz + n * out_area * channels + c;
-                float *to = dx + n * g->height * g->width * channels + c;
-                vector *into = sums + v * taps;
-                if (k == 3 && stride == 1) image_gradients(from, above, to, kernel, into, border, g, 3, 1);
-                else if (k == 3) image_gradients(from, above, to, kernel, into, border, g, 3, 2);
-                else if (stride == 1) image_gradients(from, above, to, kernel, into, border, g, 5, 1);
-                else image_gradients(from, above, to, kernel, into, border, g, 5, 2);
-            }
+/* The gradients of scale and shift and the link, from the sums of g and of g * (y - mean) of one
+ * channel over all pixels. */
+static void finish_link(const float *norm, double sum, double cross, int64_t pixels, int64_t c,
+                        int64_t channels, float *link, float *dscale, float *dshift) {
+    float inverse = norm[INVERSE * channels + c], factor = norm[FACTOR * channels + c];
+    dshift[c] = (float)sum;
+    dscale[c] = (float)(cross * inverse);
+    link[LINK_FACTOR * channels + c] = factor;
+    link[LINK_MEAN * channels + c] = norm[MEAN * channels + c];
+    link[LINK_ACROSS * channels + c] = (float)(-cross * factor * inverse * inverse / (double)pixels);
+    link[LINK_CONSTANT * channels + c] = (float)(-sum * factor / (double)pixels);
+}
+
+/* z [rows, width] = activation(x * factor + offset), rows `pitch` floats apart. */
+INLINE void activated_rows(const float *restrict x, int64_t x_pitch, float *restrict z,
+                           int64_t z_pitch, const float *restrict factor,
+                           const float *restrict offset, int64_t rows, int64_t width, activation kind) {
+    for (int64_t r = 0; r < rows; r++, x += x_pitch, z += z_pitch)
+        for (int64_t i = 0; i < width; i++) z[i] = activate(x[i] * factor[i] + offset[i], kind);
+}
+
+/* dy [rows, width] = factor * g + across * (y - mean) + constant; a link's vectors `stride` apart. */
+INLINE void linked_rows(const float *restrict g, const float *restrict y, int64_t pitch,
+                        float *restrict dy, int64_t dy_pitch, const float *restrict link,
+                        int64_t stride, int64_t rows, int64_t width) {
+    const float *factor = link + LINK_FACTOR * stride, *mean = link + LINK_MEAN * stride;
+    const float *across = link + LINK_ACROSS * stride, *constant = link + LINK_CONSTANT * stride;
+    for (int64_t r = 0; r < rows; r++, g += pitch, y += pitch, dy += dy_pitch)
+        for (int64_t i = 0; i < width; i++)
+            dy[i] = factor[i] * g[i] + across[i] * (y[i] - mean[i]) + constant[i];
+}
+
+/* g [rows, width] = d * slope(x * factor + offset); sums [2 * width] += g and g * (x - mean). */
+INLINE void sloped_rows(const float *restrict x, int64_t pitch, const float *restrict d,
+                        int64_t d_pitch, float *restrict g, const float *restrict norm, int64_t stride,
+                        float *restrict sums, int64_t rows, int64_t width, activation kind) {
+    const float *mean = norm + MEAN * stride, *factor = norm + FACTOR * stride;
+    const float *offset = norm + OFFSET * stride;
+    for (int64_t r = 0; r < rows; r++, x += pitch, d += d_pitch, g += pitch)
+        for (int64_t i = 0; i < width; i++) {
+            float one = d[i] * slope(x[i] * factor[i] + offset[i], kind);
+            g[i] = one;
+            sums[i] += one;
+            sums[width + i] += one * (x[i] - mean[i]);
         }
-    }
-    for (int64_t v = 0; v < vectors; v++)
-        for (int64_t i = 0; i < taps; i++) {
-            vector sum = {};
-            for (int part = 0; part < PARTS; part++)
-                sum += all[part * (partial + area + taps) + v * taps + i];
-            int64_t c = (v + 1) * LANES > channels ? channels - LANES : v * LANES;
-            *(vector *)(dweight + i * channels + c) = sum;
-        }
-    free(all);
-    return 0;
 }

@@ -1,102 +1,35 @@
-"""Fused training kernels for the CPU, compiled from `fused.c` when training starts.
+"""Training with fused kernels for the CPU, where there is a C compiler.
 
-torch computes the gradients of depthwise convolutions at a tenth of the machine's speed, and batch
-norm, residual sum and activation as separate passes over memory. `FusedExecution` does both with a
-small C library; whatever the library does not cover goes the way of `BatchExecution`, and where
-there is no C compiler `training_execution` returns that one. Results agree to rounding, and do not
-depend on the number of threads.
+`FusedExecution` computes what the library of `fused_kernels.py` covers, a chain of convolutions as
+in an inverted residual block as one function of autograd. Whatever it does not cover goes the way
+of `BatchExecution`.
 """
 
 import ctypes
-import functools
-import subprocess
-import tempfile
-from collections.abc import Mapping
-from importlib import resources
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from bignas.device_db.records import Activation, Operator
-from bignas.supernet.layers import EPSILON, BatchExecution
+from bignas.device_db.records import Operator
+from bignas.supernet.fused_kernels import (
+    KINDS,
+    FusedKernels,
+    Linked,
+    Normalized,
+    is_chain,
+    is_covered,
+    is_plain,
+    load_fused_kernels,
+)
+from bignas.supernet.layers import EPSILON, BatchExecution, ElasticUnit
 from bignas.supernet.space import Layer
 
-__all__ = [
-    "FusedExecution",
-    "FusedKernels",
-    "keep_freed_memory",
-    "load_fused_kernels",
-    "training_execution",
-]
-
-_FLAGS = ("-O3", "-march=native", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
-_LANES = 16  # as in fused.c
-_KERNELS = (3, 5)
-_STRIDES = (1, 2)
-_ACTIVATIONS: Mapping[Activation, int] = MappingProxyType(
-    {Activation.NONE: 0, Activation.RELU: 1, Activation.RELU6: 2, Activation.HARD_SWISH: 3}
-)
-
+__all__ = ["FusedExecution", "keep_freed_memory", "training_execution"]
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt
 _LARGEST_INT = 2**31 - 1
-
-
-class _Geometry(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in ("images", "channels", "height", "width", "out_height", "out_width")
-    )
-
-
-class FusedKernels:
-    """The functions of `fused.c` on float32 tensors that are dense in channels-last order."""
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
-
-    def moments(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance, each [C], of y [N, C, H, W]."""
-        mean, variance = y.new_empty(y.shape[1]), y.new_empty(y.shape[1])
-        self._call("moments", y, *_size(y), mean, variance)
-        return mean, variance
-
-    def normalize(
-        self, y: Tensor, residual: Tensor | None, factor: Tensor, offset: Tensor, kind: int
-    ) -> Tensor:
-        """activation(y * factor + offset + residual), [N, C, H, W]."""
-        z = torch.empty_like(y)
-        self._call("normalize", y, residual, z, factor, offset, *_size(y), kind)
-        return z
-
-    def normalize_backward(
-        self, y: Tensor, dz: Tensor, vectors: tuple[Tensor, Tensor, Tensor, Tensor], kind: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of y, scale and shift; `vectors`: mean, 1 / deviation, scale, shift, [C]."""
-        dy = torch.empty_like(y)
-        dscale, dshift = torch.empty_like(vectors[0]), torch.empty_like(vectors[0])
-        self._call("normalize_backward", y, dz, dy, *vectors, dscale, dshift, *_size(y), kind)
-        return dy, dscale, dshift
-
-    def depthwise_backward(
-        self, x: Tensor, weight: Tensor, dz: Tensor, stride: int
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of x [N, C, H, W] and of weight [C, 1, k, k], padded by k // 2."""
-        channels, _, kernel, _ = weight.shape
-        taps = weight.permute(2, 3, 1, 0).contiguous()
-        dx, dtaps = torch.empty_like(x), torch.empty_like(taps)
-        geometry = _Geometry(x.shape[0], channels, *x.shape[2:], *dz.shape[2:])
-        self._call("depthwise_backward", x, dz, dx, taps, dtaps, geometry, kernel, stride)
-        return dx, dtaps.permute(3, 2, 0, 1)
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        converted = [_argument(argument) for argument in arguments]
-        if getattr(self._library, name)(*converted, torch.get_num_threads()):
-            raise MemoryError(f"no memory for {name}")
 
 
 class FusedExecution(BatchExecution):
@@ -106,17 +39,9 @@ class FusedExecution(BatchExecution):
         self._kernels = kernels
 
     def convolve(self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve; the gradients of depthwise convolutions are those of the C library."""
-        if (
-            layer.operator is Operator.DEPTHWISE
-            and layer.kernel in _KERNELS
-            and layer.stride in _STRIDES
-            and layer.padding == layer.kernel // 2
-            and layer.in_channels >= _LANES
-            and bias is None
-            and _is_plain(x)
-        ):
-            y: Tensor = _Depthwise.apply(x, weight, layer.stride, self._kernels)  # type: ignore[no-untyped-call]
+        """Convolve, by the C library where it covers that."""
+        if bias is None and is_covered(layer) and is_plain(x):
+            y: Tensor = _Convolution.apply(x, weight, layer, self._kernels)  # type: ignore[no-untyped-call]
             return y
         return super().convolve(layer, x, weight, bias)
 
@@ -124,27 +49,26 @@ class FusedExecution(BatchExecution):
         self, layer: Layer, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None
     ) -> Tensor:
         """Normalise by the batch, add the residual and activate, in two passes over memory."""
-        kind = _ACTIVATIONS.get(layer.activation)
+        kind = KINDS.get(layer.activation)
         pixels = y.numel() // y.shape[1]
-        unfit = kind is None or pixels < 2 or not _is_plain(y)
-        if unfit or (residual is not None and (kind != 0 or not _is_plain(residual))):
+        unfit = kind is None or pixels < 2 or not is_plain(y)
+        if unfit or (residual is not None and (kind != 0 or not is_plain(residual))):
             return super().finish(layer, y, scale, shift, residual)
         z: Tensor = _Normalize.apply(y, scale, shift, residual, kind, self._kernels)  # type: ignore[no-untyped-call]
         return z
 
-
-@functools.cache
-def load_fused_kernels() -> FusedKernels | None:
-    """Compile the library for this machine; None when that is impossible here."""
-    source = resources.files("bignas.supernet").joinpath("fused.c").read_bytes()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "fused.so")
-        try:
-            command = ["cc", *_FLAGS, "-x", "c", "-", "-o", str(path), "-lm"]
-            subprocess.run(command, input=source, check=True, capture_output=True)
-            return FusedKernels(ctypes.CDLL(str(path)))
-        except (OSError, subprocess.CalledProcessError):
-            return None
+    def chain(
+        self, units: Sequence[tuple[ElasticUnit, Layer]], x: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        """Apply units one after the other, as one function where the C library covers them all."""
+        layers = tuple(layer for _, layer in units)
+        if not (is_chain(layers, x, residual) and (residual is None or residual is x)):
+            return super().chain(units, x, residual)
+        parameters = [
+            one for unit, layer in units for one in (unit.kernel_for(layer), *unit.affine(layer))
+        ]
+        chained: Tensor = _Chain.apply(x, layers, residual is not None, self._kernels, *parameters)  # type: ignore[no-untyped-call]
+        return chained
 
 
 def training_execution(*, fused: bool = True) -> BatchExecution:
@@ -164,21 +88,72 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, _LARGEST_INT)
 
 
-class _Depthwise(torch.autograd.Function):
-    """Depthwise convolution: forward by torch, backward by the C library."""
+class _Convolution(torch.autograd.Function):
+    """A convolution by the C library."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, kernels: FusedKernels) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, layer: Layer, kernels: FusedKernels) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.kernels = stride, kernels
-        padding = weight.shape[-1] // 2
-        return functional.conv2d(x, weight, None, stride, padding, groups=x.shape[1])
+        ctx.layer, ctx.kernels = layer, kernels
+        return kernels.convolve(layer, Normalized(x), weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        dy = gradients[0].contiguous(memory_format=torch.channels_last)
+        found = ctx.kernels.convolve_backward(ctx.layer, Linked(dy, dy), Normalized(x), weight)
+        return found.of_input.g, found.weight, None, None
+
+
+class _Chain(torch.autograd.Function):
+    """Convolutions with batch norms and activations; the input may be added to the last output.
+
+    Parameters are weight, scale and shift of each layer.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        layers: tuple[Layer, ...],
+        has_residual: bool,
+        kernels: FusedKernels,
+        *parameters: Tensor,
+    ) -> Tensor:
+        outputs = [Normalized(x)]
+        for index, layer in enumerate(layers):
+            weight, scale, shift = parameters[3 * index : 3 * index + 3]
+            found = kernels.convolve_normalized(layer, outputs[-1], weight, (scale, shift))
+            outputs.append(Normalized(*found, KINDS[layer.activation]))
+        y, norm, kind = outputs[-1]
+        assert norm is not None
+        ctx.save_for_backward(*parameters, *(one for y, norm, _ in outputs for one in (y, norm)))
+        ctx.layers, ctx.kernels, ctx.has_residual = layers, kernels, has_residual
+        return kernels.normalize(y, x if has_residual else None, norm[2], norm[3], kind)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        layers, kernels, count = ctx.layers, ctx.kernels, 3 * len(ctx.layers)
+        parameters, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        kinds = [0, *(KINDS[layer.activation] for layer in layers)]
+        inputs = [Normalized(*one) for one in zip(kept[::2], kept[1::2], kinds, strict=True)]
         dz = gradients[0].contiguous(memory_format=torch.channels_last)
-        return *ctx.kernels.depthwise_backward(x, weight, dz, ctx.stride), None, None
+        y, norm, kind = inputs.pop()
+        assert norm is not None
+        vectors = (norm[0], norm[1], *parameters[-2:])
+        g, scale, shift = kernels.normalize_backward(y, dz, vectors, kind)
+        dy = Linked(g, g)
+        found: list[Tensor | None] = []
+        residual = dz if ctx.has_residual else None
+        for index in reversed(range(len(layers))):
+            layer, x, weight = layers[index], inputs[index], parameters[3 * index]
+            at_once = index == 0 and layer.operator is Operator.POINTWISE
+            step = kernels.convolve_backward(layer, dy, x, weight, residual if at_once else None)
+            found[:0] = [step.weight, scale, shift]
+            dy, scale, shift = step.of_input, step.scale, step.shift
+        if residual is not None and not at_once:
+            dy.g.add_(residual)
+        return dy.g, None, None, None, *found
 
 
 class _Normalize(torch.autograd.Function):
@@ -207,23 +182,3 @@ class _Normalize(torch.autograd.Function):
         dz = gradients[0].contiguous(memory_format=torch.channels_last)
         found = ctx.kernels.normalize_backward(y, dz, tuple(vectors), ctx.kind)
         return *found, dz if ctx.has_residual else None, None, None
-
-
-def _is_plain(x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype is torch.float32
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
-def _size(y: Tensor) -> tuple[int, int]:
-    return y.numel() // y.shape[1], y.shape[1]
-
-
-def _argument(value: Any) -> Any:
-    if value is None:
-        return ctypes.c_void_p(None)
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.byref(value) if isinstance(value, _Geometry) else ctypes.c_int64(value)

@@ -14,7 +14,7 @@ ICLR 2019.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -66,6 +66,16 @@ class Execution(ABC):
     ) -> Tensor:
         """Normalise y [N, C, H, W], scale and shift it [C], add the residual, activate."""
         return activate(layer, self.normalize(layer.name, y, scale, shift), residual)
+
+    def chain(
+        self, units: Sequence[tuple["ElasticUnit", Layer]], x: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        """Apply units, each as a layer, one after the other; the last one adds the residual."""
+        *first, last = units
+        for unit, layer in first:
+            x = unit(x, layer, self)
+        chained: Tensor = last[0](x, last[1], self, residual)
+        return chained
 
     @abstractmethod
     def normalize(self, name: str, y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -134,27 +144,29 @@ class ElasticUnit(nn.Module):
         fan_in = 1 if layer.operator is Operator.DEPTHWISE else layer.in_channels
         return self.weight[: layer.out_channels, :fan_in, inner, inner]
 
+    def affine(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Scale and shift, each [out], of the batch norm of `layer`, which has one."""
+        assert self.scale is not None
+        return self.scale[: layer.out_channels], self.bias[: layer.out_channels]
+
     def slices(self, layer: Layer) -> dict[str, Tensor]:
         """The parameters that `layer` uses, by their names in the child's `ConvUnit`."""
-        bias = self.bias[: layer.out_channels]
+        weight = self.kernel_for(layer)
         if self.scale is None:
-            return {"conv.weight": self.kernel_for(layer), "conv.bias": bias}
-        return {
-            "conv.weight": self.kernel_for(layer),
-            "norm.weight": self.scale[: layer.out_channels],
-            "norm.bias": bias,
-        }
+            return {"conv.weight": weight, "conv.bias": self.bias[: layer.out_channels]}
+        scale, shift = self.affine(layer)
+        return {"conv.weight": weight, "norm.weight": scale, "norm.bias": shift}
 
     def forward(
         self, x: Tensor, layer: Layer, execution: Execution, residual: Tensor | None = None
     ) -> Tensor:
         """Apply the unit as `layer` to x [N, in, H, W]."""
-        bias = self.bias[: layer.out_channels]
+        weight = self.kernel_for(layer)
         if self.scale is None:
-            y = execution.convolve(layer, x, self.kernel_for(layer), bias)
+            y = execution.convolve(layer, x, weight, self.bias[: layer.out_channels])
             return activate(layer, y, residual)
-        y = execution.convolve(layer, x, self.kernel_for(layer), None)
-        return execution.finish(layer, y, self.scale[: layer.out_channels], bias, residual)
+        y = execution.convolve(layer, x, weight, None)
+        return execution.finish(layer, y, *self.affine(layer), residual)
 
 
 class ElasticLinear(nn.Module):

@@ -55,18 +55,19 @@ class ElasticBlock(nn.Module):
 
     def forward(self, x: Tensor, layers: Mapping[str, Layer], execution: Execution) -> Tensor:
         """Apply the block to x [N, in, H, W]; `layers` by name say which slice of it."""
-        y = x
+        units = [(self.depthwise, layers[f"{self.name}.depthwise"])]
         expand = layers.get(f"{self.name}.expand")
         if expand is not None and self.expand is not None:
-            y = self.expand(y, expand, execution)
-        y = self.depthwise(y, layers[f"{self.name}.depthwise"], execution)
-        if self.squeeze_reduce is not None and self.squeeze_gate is not None:
-            gate = functional.adaptive_avg_pool2d(y, 1)
-            gate = self.squeeze_reduce(gate, layers[f"{self.name}.squeeze_reduce"], execution)
-            y = y * self.squeeze_gate(gate, layers[f"{self.name}.squeeze_gate"], execution)
+            units.insert(0, (self.expand, expand))
+        project = (self.project, layers[f"{self.name}.project"])
         residual = x if self.has_shortcut else None
-        projected: Tensor = self.project(y, layers[f"{self.name}.project"], execution, residual)
-        return projected
+        if self.squeeze_reduce is None or self.squeeze_gate is None:
+            return execution.chain([*units, project], x, residual)
+        y = execution.chain(units, x, None)
+        gate = functional.adaptive_avg_pool2d(y, 1)
+        gate = self.squeeze_reduce(gate, layers[f"{self.name}.squeeze_reduce"], execution)
+        y = y * self.squeeze_gate(gate, layers[f"{self.name}.squeeze_gate"], execution)
+        return execution.chain([project], y, residual)
 
 
 class Supernet(nn.Module):

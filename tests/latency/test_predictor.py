@@ -1,7 +1,6 @@
 """The latency predictor on a made-up device whose true latencies are known."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -209,13 +208,6 @@ def test_the_interval_covers_gaussian_errors(count: int) -> None:
         width = float(interval.half_widths(np.zeros(1))[0])
         covered.append(np.mean(np.abs(rng.normal(0, 0.03, 50)) <= width))
     assert 0.87 <= np.mean(covered) <= 0.98
-
-
-def test_noise_of_measuring_widens_intervals_in_squares() -> None:
-    plain = Interval(floor=0.03, base=0.01, kernel_error=0.1, quantile=2.0)
-    noisy = replace(plain, noise=0.04)
-    shares = np.array([0.0, 0.5])
-    assert noisy.half_widths(shares) == pytest.approx(np.hypot(plain.half_widths(shares), 0.04))
 
 
 def test_the_interval_follows_errors_that_grow_with_the_estimated_share() -> None:

@@ -1,5 +1,6 @@
 """The compiled training kernels compute what torch does, whatever the shape and the threads."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from bignas.device_db.records import Activation, Operator
+from bignas.supernet.calibrate import calibrate
 from bignas.supernet.data import ImageData
-from bignas.supernet.fused import FusedExecution, load_fused_kernels, training_execution
-from bignas.supernet.layers import EPSILON, BatchExecution
+from bignas.supernet.fused import FusedExecution, training_execution
+from bignas.supernet.fused_kernels import load_fused_kernels
+from bignas.supernet.layers import EPSILON, BatchExecution, ElasticUnit, activate
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import Layer, SearchSpace
 from bignas.supernet.train import TrainConfig, train
@@ -81,6 +84,120 @@ def test_depthwise_gradients(
 
 
 @given(
+    CHANNELS, st.sampled_from([8, 24, 33, 160]), st.integers(1, 9), st.integers(1, 5),
+    st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_pointwise_gradients(
+    channels: int, out_channels: int, side: int, count: int, seed: int
+) -> None:
+    layer = Layer("unit", Operator.POINTWISE, side, side, channels, out_channels)
+    x, weight = images(count, channels, side, seed), images(out_channels, channels, 1, seed + 1)
+    results = []
+    for execution, kind in ((BatchExecution(), torch.float64), (fused(), torch.float32)):
+        leaves = [tensor.to(kind).requires_grad_() for tensor in (x, weight)]
+        y = execution.convolve(layer, leaves[0], leaves[1], None)
+        gradient = images(count, out_channels, side, seed + 2).to(kind)
+        results.append((y, *torch.autograd.grad(y, leaves, gradient)))
+    for expected, found in zip(*results, strict=True):
+        assert close(found, expected)
+
+
+class Watching(BatchExecution):
+    """Notes whether an activation gets a value so near to a kink that rounding decides."""
+
+    near_kink = False
+
+    def finish(
+        self, layer: Layer, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        plain = replace(layer, activation=Activation.NONE)
+        u = super().finish(plain, y, scale, shift, residual)
+        if layer.activation is not Activation.NONE:
+            kinks = u.new_tensor([-3.0, 0.0, 3.0, 6.0])
+            self.near_kink |= bool(((u.unsqueeze(-1) - kinks).abs() < 5e-6).any())
+        return activate(layer, u, None)
+
+
+def chain_of(
+    sizes: tuple[int, int, int], side: int, kernel: int, stride: int, activation: Activation
+) -> list[tuple[ElasticUnit, Layer]]:
+    """Return expand (unless it would change nothing), depthwise and project."""
+    channels, hidden, out_channels = sizes
+    out_side = (side - 1) // stride + 1
+    layers = [
+        Layer("e", Operator.POINTWISE, side, side, channels, hidden, activation=activation),
+        Layer(
+            "d",
+            Operator.DEPTHWISE,
+            side,
+            side,
+            hidden,
+            hidden,
+            kernel,
+            stride,
+            kernel // 2,
+            activation,
+        ),
+        Layer("p", Operator.POINTWISE, out_side, out_side, hidden, out_channels),
+    ]
+    chosen = layers if channels != hidden else layers[1:]
+    units = [
+        ElasticUnit(
+            one.out_channels, one.in_channels, one.kernel,
+            depthwise=one.operator is Operator.DEPTHWISE, normalized=True,
+        )
+        for one in chosen
+    ]  # fmt: skip
+    return list(zip(units, chosen, strict=True))
+
+
+@given(
+    st.sampled_from([(24, 72, 24), (16, 16, 16), (40, 40, 33), (20, 64, 130)]),
+    st.integers(2, 9), st.integers(6, 9), st.sampled_from([3, 5]), st.sampled_from([1, 2]),
+    st.sampled_from([Activation.RELU, Activation.RELU6, Activation.HARD_SWISH]),
+    st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_chains_and_their_gradients(
+    sizes: tuple[int, int, int],
+    side: int,
+    count: int,
+    kernel: int,
+    stride: int,
+    activation: Activation,
+    with_residual: bool,
+    seed: int,
+) -> None:
+    with_residual = with_residual and stride == 1 and sizes[0] == sizes[2]
+    units = chain_of(sizes, side, kernel, stride, activation)
+    generator = torch.Generator().manual_seed(seed)
+    for unit, _ in units:
+        for parameter in unit.parameters():
+            torch.nn.init.normal_(parameter, generator=generator)
+    x = images(count, sizes[0], side, seed)
+    gradient = images(count, sizes[2], (side - 1) // stride + 1, seed + 1)
+    reference = Watching()
+    runs = (
+        (reference, torch.float64), (BatchExecution(), torch.float32), (fused(), torch.float32),
+    )  # fmt: skip
+    results = []
+    for execution, kind in runs:
+        for unit, _ in units:
+            unit.to(kind)
+        leaf = x.to(kind).requires_grad_()
+        z = execution.chain(units, leaf, leaf if with_residual else None)
+        leaves = [leaf, *(one for unit, _ in units for one in unit.parameters())]
+        results.append((z, *torch.autograd.grad(z, leaves, gradient.to(kind))))
+    assert type(results[2][0].grad_fn).__name__ == "_ChainBackward"
+    assume(not reference.near_kink)
+    for expected, by_torch, found in zip(*results, strict=True):
+        error = (found.double() - expected).abs().max()
+        usual = (by_torch.double() - expected).abs().max()  # batch norms of few pixels lose digits
+        assert error <= 4 * usual + 2e-5 * expected.abs().max().clamp(min=1.0)
+
+
+@given(
     CHANNELS, st.integers(1, 9), st.integers(4, 9),
     st.sampled_from([Activation.NONE, Activation.RELU, Activation.RELU6, Activation.HARD_SWISH]),
     st.booleans(), st.sampled_from([0.0, 3.0, 1000.0]), st.integers(0, 99),
@@ -134,6 +251,12 @@ def test_results_do_not_depend_on_the_threads() -> None:
             fused().convolve(layer, leaves[0], leaves[1], None).sum(), leaves
         )
         found[-1].extend(gradients)
+        units = chain_of((24, 72, 24), 9, 3, 1, Activation.RELU)
+        for one, _ in units:
+            torch.nn.init.ones_(one.weight)
+        chained = fused().chain(units, leaves[0], None)
+        found[-1].append(chained)
+        found[-1].extend(torch.autograd.grad(chained.square().sum(), [*units[0][0].parameters()]))
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
@@ -153,10 +276,52 @@ def test_whole_children(gated_space: SearchSpace) -> None:
         assert close(gradients[1], gradients[0].double(), 1e-3)
 
 
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("fused", "calibrate"):
+        monkeypatch.setattr(f"bignas.supernet.{module}.load_fused_kernels", lambda: None)
+    assert type(training_execution()) is BatchExecution
+
+
 def test_training_without_a_compiler(
     tiny_space: SearchSpace, toy_data: ImageData, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bignas.supernet.fused.load_fused_kernels", lambda: None)
-    assert type(training_execution()) is BatchExecution
+    without_compiler(monkeypatch)
     config = TrainConfig(epochs=1, batch_size=24, threads=1)
     assert train(tiny_space, toy_data, out, config).step == 4
+
+
+@pytest.mark.parametrize("which", ["tiny_space", "gated_space"])
+def test_statistics_are_those_that_torch_computes(
+    which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space: SearchSpace = request.getfixturevalue(which)
+    network = Supernet(space, zero_gamma=False)
+    for arch in (space.biggest(), space.smallest(), space.sample(np.random.default_rng(0))):
+        x = images(12, 3, arch.resolution, 1)
+        found = calibrate(network, arch, x, batch_size=5)
+        with monkeypatch.context() as patch:
+            without_compiler(patch)
+            expected = calibrate(network, arch, x, batch_size=5)
+        assert found.keys() == expected.keys()
+        for name, moments in expected.items():
+            for one, other in zip(found[name], moments, strict=True):
+                assert close(one, other.double(), 1e-4)
+
+
+def test_the_compiled_library_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path))
+    load_fused_kernels.cache_clear()
+    assert load_fused_kernels() is not None
+    (library,) = tmp_path.glob("fused-*.so")
+    written = library.stat().st_mtime_ns
+    load_fused_kernels.cache_clear()
+    assert load_fused_kernels() is not None
+    assert library.stat().st_mtime_ns == written
+    library.write_bytes(b"damaged")
+    load_fused_kernels.cache_clear()
+    assert load_fused_kernels() is not None
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path / "other"))
+    monkeypatch.setenv("PATH", "")
+    load_fused_kernels.cache_clear()
+    assert load_fused_kernels() is None
+    load_fused_kernels.cache_clear()
