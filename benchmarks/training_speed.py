@@ -1,9 +1,12 @@
 """How fast sandwich steps are, and what each measure for speed contributes, side by side.
 
     python benchmarks/training_speed.py --json benchmarks/results/training_speed.json
+    python benchmarks/training_speed.py --space bignas --batch-size 16 --turns 1 --steps 3 \
+        --json benchmarks/results/training_speed_bignas.json
 
 First whole training steps of the real `train`, on random images: each variant runs a few steps in a
-process of its own, the variants take turns, and the median step of all turns counts. Then forward
+process of its own, the variants take turns, and the median step of all turns counts; the memory is
+the most that a process ever had. Then forward
 and backward of the biggest child alone, in turns within one process: with torch's kernels, the
 fused ones and bfloat16, and its static twin; with --compile also through torch.compile, whose
 compile time stands beside.
@@ -11,6 +14,7 @@ compile time stands beside.
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -53,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--space", default="cifar")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=TrainConfig().batch_size)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="a turn, the first is not counted")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too: takes minutes")
@@ -61,13 +66,14 @@ def main() -> None:
     options = parser.parse_args()
     space = load_space(options.space)
     if options.variant:
-        print(json.dumps(turn(space, VARIANTS[options.variant], options.steps, options.threads)))
+        print(json.dumps(turn(space, VARIANTS[options.variant], options)))
         return
     device = probe_local()
     content = {
         "space": space.name,
         "cpu": device.cpu_model,
         "threads": options.threads,
+        "batch_size": options.batch_size,
         "torch": torch.__version__,
         "steps": step_speeds(options),
     }
@@ -78,36 +84,44 @@ def main() -> None:
 
 
 def step_speeds(options: argparse.Namespace) -> dict[str, Any]:
-    """Images a second of each variant, and their ratio to the baseline."""
+    """Images a second of each variant, their ratio to the baseline, and the memory it takes."""
     speeds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    peak_mb = dict.fromkeys(VARIANTS, 0.0)
     for _ in range(options.turns):
         for name, values in speeds.items():
             command = [
                 sys.executable, __file__, "--space", options.space, "--variant", name,
                 "--steps", str(options.steps), "--threads", str(options.threads),
+                "--batch-size", str(options.batch_size),
             ]  # fmt: skip
-            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            values.extend(json.loads(answer.stdout))
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            answer = json.loads(done.stdout)
+            values.extend(answer["images_per_second"])
+            peak_mb[name] = max(peak_mb[name], answer["peak_mb"])
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     for name, median in medians.items():
-        print(f"{name}: {median:.0f} images/s, x{median / medians[BASELINE]:.2f}", flush=True)
+        ratio = median / medians[BASELINE]
+        print(f"{name}: {median:.3g} images/s, x{ratio:.2f}, {peak_mb[name]:.0f} MB", flush=True)
     return {
         name: {
             "change": VARIANTS[name],
             "images_per_second": medians[name],
             "speedup": medians[name] / medians[BASELINE],
+            "peak_mb": peak_mb[name],
             "samples": values,
         }
         for name, values in speeds.items()
     }
 
 
-def turn(space: SearchSpace, change: dict[str, Any], steps: int, threads: int) -> list[float]:
-    """Images a second of each step but the first."""
-    config = TrainConfig(epochs=1, threads=threads, evaluate_every_epochs=0, **change)
+def turn(space: SearchSpace, change: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Images a second of each step but the first, and the most memory in MB."""
+    usual = {"batch_size": options.batch_size, "threads": options.threads}
+    config = TrainConfig(epochs=1, evaluate_every_epochs=0, **{**usual, **change})
     rng = np.random.default_rng(0)
     side = max(space.resolutions)
-    images = rng.integers(0, 256, (config.batch_size * steps, side, side, 3), dtype=np.uint8)
+    count = config.batch_size * options.steps
+    images = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     split = Split(images, rng.integers(0, space.classes, len(images)))
     classes = tuple(map(str, range(space.classes)))
     half, quarter = (0.5,) * 3, (0.25,) * 3
@@ -116,12 +130,15 @@ def turn(space: SearchSpace, change: dict[str, Any], steps: int, threads: int) -
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "net.safetensors")
         train(space, data, out, config, lambda _: times.append(time.perf_counter()))
-    return [float(config.batch_size / seconds) for seconds in np.diff(times)[1:]]
+    return {
+        "images_per_second": [float(config.batch_size / seconds) for seconds in np.diff(times)[1:]],
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def child_speeds(space: SearchSpace, options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of forward and backward of the biggest child."""
-    batch = TrainConfig().batch_size
+    batch = options.batch_size
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     network, arch = Supernet(space), space.biggest()

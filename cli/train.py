@@ -17,6 +17,7 @@ __all__ = ["train"]
     epilog=examples(
         "bignas train cifar --data digits --out digits.safetensors",
         "bignas train cifar --data cifar10 --out cifar10.safetensors --recipe cifar10",
+        "bignas train cifar --data DATA --out own.safetensors --from cifar10-mbconv",
         "torchrun --nproc-per-node 2 --no-python bignas train cifar --data DATA --out CKPT",
     )
 )
@@ -27,6 +28,12 @@ __all__ = ["train"]
     "--recipe",
     metavar="FILE",
     help="Training options by name (cifar10) or from a TOML file; options given here go first.",
+)
+@click.option(
+    "--from",
+    "start",
+    metavar="CKPT",
+    help="Go on from the weights of a supernet of the same space, shipped ones by name.",
 )
 @click.option("--epochs", type=int, help="Passes over the training images.")
 @click.option("--batch-size", type=int, help="Images a step.")
@@ -48,6 +55,7 @@ def train(
     data_name: str,
     out: Path,
     recipe: str | None,
+    start: str | None,
     epochs: int | None,
     batch_size: int | None,
     learning_rate: float | None,
@@ -64,6 +72,7 @@ def train(
     processes share each batch.
     """
     from bignas.cli.inputs import require_file_place
+    from bignas.supernet.checkpoint import load_checkpoint
     from bignas.supernet.data import load_data
     from bignas.supernet.distributed import is_first_worker
     from bignas.supernet.recipe import TrainConfig
@@ -86,13 +95,14 @@ def train(
     options = {key: one for key, one in given.items() if one is not None}
     config = TrainConfig.from_dict((load_recipe(recipe) if recipe else {}) | options)
     require_file_place(out)
+    origin = load_checkpoint(start)[1] if start is not None else None
     data = load_data(data_name)
     if not is_first_worker():
-        train_supernet(search_space, data, out, config)
+        train_supernet(search_space, data, out, config, start=origin)
         return
     with Bars() as bars:
         checkpoint = train_supernet(
-            search_space, data, out, config, lambda progress: bars(train_step(progress))
+            search_space, data, out, config, lambda progress: bars(train_step(progress)), origin
         )
     document = {
         "checkpoint": str(out),

@@ -29,6 +29,7 @@ from bignas.supernet.space import SearchSpace
 
 __all__ = [
     "Checkpoint",
+    "Start",
     "load_checkpoint",
     "read_checkpoint",
     "read_tensors",
@@ -44,13 +45,25 @@ _HEADER = "bignas"
 _SUFFIX = ".safetensors"
 
 
+@dataclass(frozen=True)
+class Start:
+    """Weights that training went on from: their digest, and the epochs they were trained for."""
+
+    digest: str
+    epochs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return dataclasses.asdict(self)
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """A supernet and what it was trained on.
 
     `mean` and `std` belong to the weights: images are normalised by them, whatever the data.
     `config` is the training configuration in JSON form. `step` counts optimizer steps and
-    `epochs_done` complete epochs.
+    `epochs_done` complete epochs, those of `start` not included.
     """
 
     space: SearchSpace
@@ -63,6 +76,12 @@ class Checkpoint:
     step: int
     epochs_done: int
     config: Mapping[str, Any]
+    start: Start | None = None
+
+    @property
+    def all_epochs(self) -> int:
+        """Complete epochs, those of the weights it started from included."""
+        return self.epochs_done + (self.start.epochs if self.start else 0)
 
     def network(self) -> Supernet:
         """The supernet with these weights; CheckpointError when they do not fit the space."""
@@ -121,6 +140,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "epochs_done": checkpoint.epochs_done,
         "config": dict(checkpoint.config),
     }
+    if checkpoint.start is not None:
+        description["start"] = checkpoint.start.to_dict()
     write_tensors(path, _KIND, checkpoint.weights, description)
 
 
@@ -139,9 +160,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
             int(description["step"]),
             int(description["epochs_done"]),
             dict(description["config"]),
+            _start_of(description.get("start")),
         )
     except (KeyError, TypeError, ValueError, SpaceError) as error:
         raise CheckpointError(f"{path} has a malformed description: {error}") from None
+
+
+def _start_of(value: Mapping[str, Any] | None) -> Start | None:
+    return None if value is None else Start(str(value["digest"]), int(value["epochs"]))
 
 
 def load_checkpoint(name_or_path: str | Path) -> tuple[Supernet, Checkpoint]:

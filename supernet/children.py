@@ -26,7 +26,7 @@ from bignas.device_db.errors import DataError, MeasurementError
 from bignas.device_db.store import Store
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData, Split, SplitName
-from bignas.supernet.evaluate import evaluate, extract_calibrated
+from bignas.supernet.evaluate import count_correct
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import Architecture, SearchSpace
 
@@ -125,7 +125,7 @@ class ChildEvaluator:
         elif archs:
             network = self._checkpoint.network()
             for arch in archs:
-                yield arch, _correct(network, arch, self._data)
+                yield arch, count_correct(network, arch, self._data, self._data.test)
 
     def _by_workers(
         self, archs: Sequence[Architecture]
@@ -193,12 +193,6 @@ class _Work:
         return network.requires_grad_(False)
 
 
-def _correct(network: Supernet, arch: Architecture, data: ImageData) -> int:
-    """How many test images the child classifies correctly."""
-    child = extract_calibrated(network, arch, data)
-    return round(evaluate(child, data.test, data.mean, data.std) * len(data.test))
-
-
 class _Worker:
     """A process that is sent architectures, and answers each with a number of images."""
 
@@ -223,7 +217,7 @@ def _run(work: _Work, threads: int, connection: Connection) -> None:
     network = work.network()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            connection.send(_correct(network, connection.recv(), work.data))
+            connection.send(count_correct(network, connection.recv(), work.data, work.data.test))
 
 
 def _first(split: Split, count: int | None) -> Split:

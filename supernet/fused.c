@@ -22,21 +22,42 @@
 #define PARALLEL _Pragma("omp parallel for schedule(static) num_threads((int)threads)")
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef enum { IDENTITY, RELU, RELU6, HARD_SWISH } activation;
+typedef enum { IDENTITY, RELU, RELU6, HARD_SWISH, SWISH } activation;
 
 #define BY_KIND(call) \
     switch (kind) { \
     case RELU: call(RELU); break; \
     case RELU6: call(RELU6); break; \
     case HARD_SWISH: call(HARD_SWISH); break; \
+    case SWISH: call(SWISH); break; \
     default: call(IDENTITY); \
     }
+
+/* e^x as Cephes' expf has it (S. L. Moshier), without branches, so that compilers vectorise it: the
+ * power of two next to it times a polynomial. */
+INLINE float exponential(float x) {
+    x = x < -87 ? -87 : x > 87 ? 87 : x;
+    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* rounds */
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f, p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return (p * r * r + r + 1) * power;
+}
+
+INLINE float sigmoid(float u) { return 1 / (1 + exponential(-u)); }
 
 INLINE float activate(float u, activation kind) {
     switch (kind) {
     case RELU: return u > 0 ? u : 0;
     case RELU6: return u < 0 ? 0 : u > 6 ? 6 : u;
     case HARD_SWISH: return u <= -3 ? 0 : u >= 3 ? u : u * (u + 3) * (1.0f / 6);
+    case SWISH: return u * sigmoid(u);
     default: return u;
     }
 }
@@ -46,6 +67,7 @@ INLINE float slope(float u, activation kind) {
     case RELU: return u > 0 ? 1 : 0;
     case RELU6: return u > 0 && u < 6 ? 1 : 0;
     case HARD_SWISH: return u <= -3 ? 0 : u >= 3 ? 1 : (2 * u + 3) * (1.0f / 6);
+    case SWISH: return sigmoid(u) * (1 + u * (1 - sigmoid(u)));
     default: return 1;
     }
 }

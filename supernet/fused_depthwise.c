@@ -34,6 +34,21 @@ INLINE vector chosen(mask where, vector one, vector other) {
     return (vector)((where & (mask)one) | (~where & (mask)other));
 }
 
+/* As `sigmoid`. */
+INLINE vector sigmoid_slice(vector u) {
+    vector x = -u, zero = {};
+    x = chosen(x > 87, zero + 87, chosen(x < -87, zero - 87, x));
+    vector n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    vector r = x - n * 0.693359375f + n * 2.12194440e-4f, p = zero + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    vector power = (vector)((__builtin_convertvector(n, mask) + 127) << 23);
+    return 1 / (1 + (p * r * r + r + 1) * power);
+}
+
 /* `activate` and `slope` of a slice. */
 INLINE vector activate_slice(vector u, activation kind) {
     vector zero = {}, inner;
@@ -43,15 +58,20 @@ INLINE vector activate_slice(vector u, activation kind) {
     case HARD_SWISH:
         inner = u * (u + 3) * (1.0f / 6);
         return chosen(u >= 3, u, (vector)((u > -3) & (mask)inner));
+    case SWISH: return u * sigmoid_slice(u);
     default: return u;
     }
 }
 
 INLINE vector slope_slice(vector d, vector u, activation kind) {
+    vector s;
     switch (kind) {
     case RELU: return (vector)((u > 0) & (mask)d);
     case RELU6: return (vector)((u > 0) & (u < 6) & (mask)d);
     case HARD_SWISH: return chosen(u >= 3, d, (vector)((u > -3) & (mask)(d * (2 * u + 3) * (1.0f / 6))));
+    case SWISH:
+        s = sigmoid_slice(u);
+        return d * s * (1 + u * (1 - s));
     default: return d;
     }
 }
@@ -140,6 +160,15 @@ static void add_slice(const float *slice, int64_t pitch, int64_t count, int64_t 
         mean[i] += shift * share;
         square[i] += all[i] + shift * shift * (double)before * share;
     }
+}
+
+/* A slice [count] of pixels `pitch` floats apart = activation(slice + shift). */
+static void shifted_slice(float *slice, int64_t pitch, int64_t count, vector shift, int64_t kind) {
+#define CALL(K) \
+    for (int64_t r = 0; r < count; r++) \
+        *(vector *)(slice + r * pitch) = activate_slice(load(slice + r * pitch) + shift, K)
+    BY_KIND(CALL)
+#undef CALL
 }
 
 /* Ask for one of `slices` shares of an image of so many floats, which will be needed soon. */
@@ -272,10 +301,11 @@ static void packed(const float *taps, vector *to, int64_t channels, int64_t wind
 
 /* y [images, out_height, out_width, channels] = the convolution with taps [k * k, channels] of x
  * [images, height, width, channels], or of what x_norm and kind make of it: kernel k = 3 or 5,
- * stride 1 or 2, padding k / 2. With y_norm [4, channels] its norm is computed from scale and shift.
- * Returns 0, or 1 when there is no memory. */
+ * stride 1 or 2, padding k / 2. With y_norm [4, channels] its norm is computed from scale and shift;
+ * with shift alone y is activated, by y_kind, after shift is added. Returns 0, or 1 when there is no
+ * memory. */
 int depthwise(const float *x, const float *x_norm, int64_t kind, const float *taps, float *y,
-              float *y_norm, const float *scale, const float *shift, double epsilon,
+              float *y_norm, const float *scale, const float *shift, double epsilon, int64_t y_kind,
               const geometry *g, int64_t k, int64_t stride, int64_t threads) {
     int64_t channels = g->channels, slices = slices_of(channels), window = k * k, counts[PARTS];
     int64_t area = (g->height + 2 * (k / 2)) * (g->width + 2 * (k / 2));
@@ -305,6 +335,7 @@ int depthwise(const float *x, const float *x_norm, int64_t kind, const float *ta
     convolve_##K##_##S(to, border, all + s * window, g->out_height, g->out_width, g->width, channels)
                 BY_WINDOW(CALL);
 #undef CALL
+                if (shift && !y_norm) shifted_slice(to, channels, out_area, load(shift + c), y_kind);
                 if (!y_norm) continue;
                 double *mean = totals + part * 2 * lanes + s * LANES;
                 add_slice(to, channels, out_area, (n - begin) * out_area, mean, mean + lanes);

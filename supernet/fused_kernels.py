@@ -50,7 +50,13 @@ _KERNELS = (3, 5)
 _STRIDES = (1, 2)
 
 KINDS: Mapping[Activation, int] = MappingProxyType(
-    {Activation.NONE: 0, Activation.RELU: 1, Activation.RELU6: 2, Activation.HARD_SWISH: 3}
+    {
+        Activation.NONE: 0,
+        Activation.RELU: 1,
+        Activation.RELU6: 2,
+        Activation.HARD_SWISH: 3,
+        Activation.SWISH: 4,
+    }
 )
 """Activations that the library has, as in fused.c."""
 
@@ -126,7 +132,7 @@ class FusedKernels:
     def convolve(self, layer: Layer, x: Normalized, weight: Tensor) -> Tensor:
         """Convolve x with weight; the layer is one that `is_covered` tells."""
         y = _output(layer, x.y)
-        self._convolve(layer, x, weight, y, None, None, None)
+        self._convolve(layer, x, weight, y, (None, None, None), None)
         return y
 
     def convolve_normalized(
@@ -135,19 +141,34 @@ class FusedKernels:
         """Convolve x with weight; return the output and its norm, with scale and shift [C]."""
         y = _output(layer, x.y)
         norm = torch.empty(4, layer.out_channels)
-        self._convolve(layer, x, weight, y, norm, *affine)
+        self._convolve(layer, x, weight, y, (norm, *affine), None)
         return y, norm
 
+    def convolve_folded(
+        self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None
+    ) -> Tensor:
+        """Convolve, add bias [C] and residual, activate; only pointwise ones take a residual."""
+        y = _output(layer, x)
+        self._convolve(layer, Normalized(x), weight, y, (None, None, bias), residual)
+        return y
+
     def _convolve(
-        self, layer: Layer, x: Normalized, weight: Tensor, *outcome: Tensor | None
+        self,
+        layer: Layer,
+        x: Normalized,
+        weight: Tensor,
+        y: Tensor,
+        vectors: tuple[Tensor | None, Tensor | None, Tensor | None],
+        residual: Tensor | None,
     ) -> None:
+        kind = KINDS.get(layer.activation, 0)
         if layer.operator is Operator.POINTWISE:
             sizes = (*_size(x.y), layer.out_channels)
-            self._call("pointwise", *x, _dense(weight), *outcome, EPSILON, *sizes)
+            outcome = (y, *vectors, EPSILON, residual, kind)
+            self._call("pointwise", *x, _dense(weight), *outcome, *sizes)
         else:
-            assert outcome[0] is not None
-            window = (_geometry(x.y, outcome[0]), layer.kernel, layer.stride)
-            self._call("depthwise", *x, _taps(weight), *outcome, EPSILON, *window)
+            window = (_geometry(x.y, y), layer.kernel, layer.stride)
+            self._call("depthwise", *x, _taps(weight), y, *vectors, EPSILON, kind, *window)
 
     def convolve_backward(
         self,
@@ -264,7 +285,10 @@ def is_chain(layers: Sequence[Layer], x: Tensor, residual: Tensor | None) -> boo
     covered = all(is_covered(one) and one.activation in KINDS for one in layers)
     pixels = len(x) * min(one.out_height * one.out_width for one in layers)
     plain = is_plain(x) and (residual is None or is_plain(residual))
-    silent = residual is None or layers[-1].activation is Activation.NONE
+    last = layers[-1]
+    silent = residual is None or (
+        last.operator is Operator.POINTWISE and last.activation is Activation.NONE
+    )
     return covered and plain and silent and pixels > 1
 
 

@@ -108,12 +108,26 @@ static void sloped(const float *x, const float *d, int64_t d_pitch, float *g, co
 #undef CALL
 }
 
+/* to [rows, width] = activation(from + shift + residual), rows of from `pitch` floats apart. */
+static void shifted(const float *from, int64_t pitch, const float *shift, const float *residual,
+                    float *to, int64_t rows, int64_t width, int64_t kind) {
+#define CALL(K) \
+    for (int64_t r = 0; r < rows; r++) \
+        for (int64_t i = 0; i < width; i++) \
+            to[r * width + i] = activate( \
+                from[r * pitch + i] + shift[i] + (residual ? residual[r * width + i] : 0), K)
+    BY_KIND(CALL)
+#undef CALL
+}
+
 /* y [pixels, out] = weight [out, in] times x [pixels, in], or times what x_norm and kind make of x.
- * With y_norm [4, out] its norm is computed from scale and shift [out]. Returns 0, or 1 when there
- * is no memory. */
+ * With y_norm [4, out] its norm is computed from scale and shift [out]; with shift alone y is
+ * activated, by y_kind, after shift and residual, if there is one, are added. Returns 0, or 1 when
+ * there is no memory. */
 int pointwise(const float *x, const float *x_norm, int64_t kind, const float *weight, float *y,
-              float *y_norm, const float *scale, const float *shift, double epsilon, int64_t pixels,
-              int64_t in, int64_t out, int64_t threads) {
+              float *y_norm, const float *scale, const float *shift, double epsilon,
+              const float *residual, int64_t y_kind, int64_t pixels, int64_t in, int64_t out,
+              int64_t threads) {
     int64_t parts = parts_of(pixels), width = whole(out), counts[PARTS];
     int64_t size = PIXELS * (in + width) + 2 * out;
     float *all = 0;
@@ -138,7 +152,10 @@ int pointwise(const float *x, const float *x_norm, int64_t kind, const float *we
             multiply(from, across, to, count, in, width);
             if (y_norm)
                 add_block(to, width, count, out, at - begin, scratch, totals + part * 2 * out);
-            if (to == c)
+            if (shift && !y_norm)
+                shifted(to, width, shift, residual ? residual + at * out : 0, y + at * out, count, out,
+                        y_kind);
+            else if (to == c)
                 for (int64_t r = 0; r < count; r++)
                     memcpy(y + (at + r) * out, c + r * width, out * sizeof *y);
         }

@@ -102,10 +102,14 @@ class FixedExecution(Execution):
 
     def normalize(self, name: str, y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Normalise by the given mean and variance."""
-        if name not in self._statistics or len(self._statistics[name][0]) != y.shape[1]:
-            raise ArchitectureError(f"the statistics of {name} are those of another architecture")
-        mean, variance = self._statistics[name]
+        mean, variance = self.moments(name, y.shape[1])
         return functional.batch_norm(y, mean, variance, scale, shift, training=False, eps=EPSILON)
+
+    def moments(self, name: str, channels: int) -> tuple[Tensor, Tensor]:
+        """The given mean and variance, each [channels], of layer `name`."""
+        if name not in self._statistics or len(self._statistics[name][0]) != channels:
+            raise ArchitectureError(f"the statistics of {name} are those of another architecture")
+        return self._statistics[name]
 
 
 def activate(layer: Layer, y: Tensor, residual: Tensor | None) -> Tensor:

@@ -120,7 +120,7 @@ class Supernet(nn.Module):
             assert isinstance(blocks, nn.ModuleList)
             for block in blocks[: choice.depth]:
                 x = block(x, layers, execution)
-        x = self.head(x, layers["head"], execution)
+        x = execution.chain([(self.head, layers["head"])], x, None)
         return functional.adaptive_avg_pool2d(x, 1).flatten(1)
 
     def classify(self, features: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from bignas.device_db.errors import CheckpointError, DataError
 from bignas.device_db.files import require_writable
 from bignas.supernet.checkpoint import (
     Checkpoint,
+    Start,
     read_checkpoint,
     read_tensors,
     save_checkpoint,
@@ -68,6 +69,7 @@ _STATE_KIND = "training state"
 _WEIGHTS = "weights."
 _MOMENTUM = "momentum."
 _AVERAGE = "average."
+_CLASSIFIER = "classifier."
 
 
 @dataclass(frozen=True)
@@ -93,24 +95,30 @@ def train(
     out: Path,
     config: TrainConfig | None = None,
     progress: Callable[[TrainProgress], None] | None = None,
+    start: Checkpoint | None = None,
 ) -> Checkpoint:
     """Train a supernet of `space` for the classes of `data` and write it to `out`.
+
+    It starts from random weights, or from those of `start`, a supernet of the same space: a further
+    cycle of the schedule (warm restarts: Loshchilov and Hutter, "SGDR", ICLR 2017), or other images
+    to learn. For other classes the classifier begins anew.
 
     Resumes when the files of an earlier run exist; returns at once when that run was complete.
     `progress` is called after every step. On Ctrl-C the step is finished and saved, then
     KeyboardInterrupt is raised.
 
     Raises DataError (fewer images than a batch), CheckpointError (`out` belongs to another space,
-    data or configuration, or is no checkpoint), OutputError, and TrainingError when a loss is not
-    finite; the last saved state stays as it was.
+    data, configuration or start, or is no checkpoint; `start` is of another space), OutputError,
+    and TrainingError when a loss is not finite; the last saved state stays as it was.
     """
     config = TrainConfig() if config is None else config
+    space = space.with_classes(len(data.classes))
     require_writable(out)
     if config.keep_memory:
         keep_freed_memory()
     with (
         workers() as group,
-        closing(_Run(space.with_classes(len(data.classes)), data, out, config, group)) as run,
+        closing(_Run(space, data, out, config, group, start)) as run,
         _threads(config.threads),
         _deferred_interrupt() as interrupt,
     ):
@@ -141,6 +149,7 @@ class _Run:
         out: Path,
         config: TrainConfig,
         group: Workers = ALONE,
+        start: Checkpoint | None = None,
     ) -> None:
         group.check_batch(config.batch_size)
         self._group = group
@@ -159,6 +168,9 @@ class _Run:
         self.total_steps = config.epochs * self._steps_per_epoch
         self.step = 0
         self._network = Supernet(space, seed=config.seed, zero_gamma=config.zero_gamma)
+        self._start = None if start is None else Start(start.digest, start.all_epochs)
+        if start is not None:
+            _copy_weights(start, self._network, data.classes)
         self._network.to(group.device).train()
         self._execution = group.execution(training_execution(fused=config.fused))
         self._optimizer = _optimizer(self._network, config)
@@ -225,6 +237,7 @@ class _Run:
             self.step,
             self.step // self._steps_per_epoch,
             self._config.to_dict(),
+            self._start,
         )
 
     def close(self) -> None:
@@ -377,6 +390,7 @@ class _Run:
             "space": self._space.to_dict(),
             "data_digest": self._data.digest,
             "config": self._config.identity(),
+            "start": None if self._start is None else self._start.to_dict(),
         }
 
     def _earlier_checkpoint(self) -> Checkpoint | None:
@@ -388,6 +402,7 @@ class _Run:
             "space": written.space.to_dict(),
             "data_digest": written.data_digest,
             "config": {k: v for k, v in written.config.items() if k not in operational},
+            "start": None if written.start is None else written.start.to_dict(),
         }
         self._require_same(found, self._out)
         return written
@@ -399,6 +414,8 @@ class _Run:
             raise CheckpointError(f"{path} belongs to another search space: {hint}")
         if found.get("data_digest") != expected["data_digest"]:
             raise CheckpointError(f"{path} was trained on other data: {hint}")
+        if found.get("start") != expected["start"]:
+            raise CheckpointError(f"{path} started from other weights: {hint}")
         config = found.get("config")
         if not isinstance(config, dict):
             raise CheckpointError(f"{path} has a malformed description")
@@ -444,6 +461,19 @@ class _Run:
             self._top1 = line["top1"] = self._evaluate()
         if self._metrics is not None:
             self._metrics.append(line)
+
+
+def _copy_weights(start: Checkpoint, network: Supernet, classes: tuple[str, ...]) -> None:
+    """Give a network the weights of a checkpoint, but for other classes no classifier."""
+    space = network.space
+    if start.space.with_classes(space.classes) != space:
+        raise CheckpointError(
+            f"the weights to start from belong to another search space than {space.name!r}"
+        )
+    weights = dict(start.network().state_dict())
+    if start.classes != classes:
+        weights |= {k: v for k, v in network.state_dict().items() if k.startswith(_CLASSIFIER)}
+    network.load_state_dict(weights)
 
 
 def _subset(train: Split, config: TrainConfig) -> Split:

@@ -143,6 +143,11 @@ def recipe_part(checkpoint: Checkpoint) -> str:
     items = sorted(checkpoint.config.items(), key=lambda item: item[1] == defaults.get(item[0]))
     rows = [(f"`{name}`", f"`{value}`") for name, value in items]
     text = f"{checkpoint.epochs_done} epochs, {checkpoint.step:,} steps."
+    if checkpoint.start is not None:
+        text += (
+            f" They began with the weights of digest `{checkpoint.start.digest}`, which had been"
+            f" trained for {checkpoint.start.epochs} epochs."
+        )
     return f"## Recipe\n\n{text}\n\n" + table(("option", "value"), rows)
 
 

@@ -31,6 +31,18 @@ def test_training_writes_a_checkpoint_and_goes_on_from_it(space_file: Path) -> N
 def test_training_of_another_space_is_refused(other_space_file: Path, checkpoint: Path) -> None:
     arguments = ("train", other_space_file, *FEW, "--out", checkpoint, "--epochs", 1)
     assert "another search space" in refused(*arguments)
+    elsewhere = ("train", other_space_file, *FEW, "--out", "c.safetensors", "--epochs", 1)
+    assert "another search space" in refused(*elsewhere, "--from", checkpoint)
+
+
+def test_training_goes_on_from_other_weights(space_file: Path, checkpoint: Path) -> None:
+    arguments = ("train", space_file, *FEW, "--out", "c.safetensors", "--epochs", 1)
+    run_json(*arguments, "--from", checkpoint)
+    start = read_checkpoint(Path("c.safetensors")).start
+    assert start is not None
+    assert start.digest == read_checkpoint(checkpoint).digest
+    assert "other weights" in refused(*arguments)
+    assert "no checkpoint" in refused(*arguments, "--from", "absent.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_nothing_is_evaluated_twice(
     def refuse(*_: object) -> int:
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(children, "_correct", refuse)
+    monkeypatch.setattr(children, "count_correct", refuse)
     again = ChildEvaluator(checkpoint, toy_data, store)
     steps: list[tuple[int, int]] = []
     assert again.evaluate([second, first], 2, lambda *step: steps.append(step)) == expected[:2]

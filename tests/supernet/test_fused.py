@@ -15,8 +15,15 @@ from bignas.device_db.records import Activation, Operator
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.data import ImageData
 from bignas.supernet.fused import FusedExecution, training_execution
-from bignas.supernet.fused_kernels import load_fused_kernels
-from bignas.supernet.layers import EPSILON, BatchExecution, ElasticUnit, activate
+from bignas.supernet.fused_inference import inference_execution
+from bignas.supernet.fused_kernels import KINDS, load_fused_kernels
+from bignas.supernet.layers import (
+    EPSILON,
+    BatchExecution,
+    ElasticUnit,
+    FixedExecution,
+    activate,
+)
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import Layer, SearchSpace
 from bignas.supernet.train import TrainConfig, train
@@ -155,7 +162,7 @@ def chain_of(
 @given(
     st.sampled_from([(24, 72, 24), (16, 16, 16), (40, 40, 33), (20, 64, 130)]),
     st.integers(2, 9), st.integers(6, 9), st.sampled_from([3, 5]), st.sampled_from([1, 2]),
-    st.sampled_from([Activation.RELU, Activation.RELU6, Activation.HARD_SWISH]),
+    st.sampled_from([*KINDS]),
     st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
@@ -199,7 +206,7 @@ def test_chains_and_their_gradients(
 
 @given(
     CHANNELS, st.integers(1, 9), st.integers(4, 9),
-    st.sampled_from([Activation.NONE, Activation.RELU, Activation.RELU6, Activation.HARD_SWISH]),
+    st.sampled_from([*KINDS]),
     st.booleans(), st.sampled_from([0.0, 3.0, 1000.0]), st.integers(0, 99),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
@@ -277,9 +284,10 @@ def test_whole_children(gated_space: SearchSpace) -> None:
 
 
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("fused", "calibrate"):
+    for module in ("fused", "fused_inference", "calibrate"):
         monkeypatch.setattr(f"bignas.supernet.{module}.load_fused_kernels", lambda: None)
     assert type(training_execution()) is BatchExecution
+    assert type(inference_execution({})) is FixedExecution
 
 
 def test_training_without_a_compiler(
@@ -291,7 +299,7 @@ def test_training_without_a_compiler(
 
 
 @pytest.mark.parametrize("which", ["tiny_space", "gated_space"])
-def test_statistics_are_those_that_torch_computes(
+def test_calibrated_children_are_those_that_torch_computes(
     which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space: SearchSpace = request.getfixturevalue(which)
@@ -306,6 +314,12 @@ def test_statistics_are_those_that_torch_computes(
         for name, moments in expected.items():
             for one, other in zip(found[name], moments, strict=True):
                 assert close(one, other.double(), 1e-4)
+        child = network.extract(arch, found)
+        with torch.no_grad():
+            execution = inference_execution(found)
+            for part in (x, x[:5]):  # weights are folded once
+                logits = network.classify(network.features(part, arch, execution))
+                assert close(logits, child(part).double(), 1e-4)
 
 
 def test_the_compiled_library_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,51 @@ def test_an_interrupted_run_ends_in_the_same_weights(
     assert parts.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+STILL = dataclasses.replace(SHORT, epochs=1, learning_rate=1e-9, weight_decay=0.0)
+
+
+def test_training_goes_on_from_given_weights(
+    tiny_space: SearchSpace, toy_data: ImageData, tmp_path: Path
+) -> None:
+    first = train(tiny_space, toy_data, tmp_path / "first", SHORT)
+    second = train(tiny_space, toy_data, tmp_path / "second", STILL, start=first)
+    for name, weight in first.weights.items():
+        assert torch.allclose(second.weights[name], weight, atol=1e-6)
+    assert (first.all_epochs, second.epochs_done, second.all_epochs) == (3, 1, 4)
+    third = train(tiny_space, toy_data, tmp_path / "third", STILL, start=second)
+    assert third.all_epochs == 5
+    loaded = load_checkpoint(tmp_path / "third")[1]
+    assert loaded.start == third.start
+    assert third.start is not None
+    assert third.start.digest == second.digest
+
+    again = train(tiny_space, toy_data, tmp_path / "second", STILL, start=first)
+    assert same(again, second)
+    for start in (None, second):
+        with pytest.raises(CheckpointError, match="started from other weights"):
+            train(tiny_space, toy_data, tmp_path / "second", STILL, start=start)
+
+
+def test_other_classes_get_a_new_classifier(
+    tiny_space: SearchSpace, toy_data: ImageData, tmp_path: Path
+) -> None:
+    first = train(tiny_space, toy_data, tmp_path / "first", SHORT)
+    others = dataclasses.replace(toy_data, classes=("d", "e", "f"))
+    second = train(tiny_space, others, tmp_path / "second", STILL, start=first)
+    for name, weight in first.weights.items():
+        is_kept = torch.allclose(second.weights[name], weight, atol=1e-6)
+        assert is_kept != name.startswith("classifier.")
+
+
+def test_weights_of_another_space_are_no_start(
+    tiny_space: SearchSpace, gated_space: SearchSpace, toy_data: ImageData, tmp_path: Path
+) -> None:
+    first = train(tiny_space, toy_data, tmp_path / "first", SHORT)
+    with pytest.raises(CheckpointError, match="another search space"):
+        train(gated_space, toy_data, tmp_path / "second", SHORT, start=first)
+    assert not (tmp_path / "second").exists()
+
+
 def test_a_finished_run_is_not_repeated(
     tiny_space: SearchSpace, toy_data: ImageData, out: Path
 ) -> None:
