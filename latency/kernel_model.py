@@ -38,7 +38,7 @@ Array = NDArray[np.float64]
 
 # The relative error that a kernel model is taken to have when there are too few kernels to tell.
 DEFAULT_ERROR = 0.3
-_FEWEST_A_COEFFICIENT = 2  # kernels: with fewer a roofline passes through many of them
+_FEWEST_FOR_AN_ERROR = 5  # and more than coefficients, or the roofline passes through all of them
 _FOLDS = 10  # of the cross-validation of sources
 _FEWEST_FOR_SOURCES = 6  # kernels: below, a roofline of as many coefficients fits anything
 
@@ -117,7 +117,7 @@ class KernelModel:
         base_us = np.maximum(work @ roofline, floor_us)
         inputs = _inputs(workloads, work)
         fit = fit_correction(inputs, np.log(latency_us / base_us), seed)
-        few = len(table) < _FEWEST_A_COEFFICIENT * len(roofline)
+        few = len(table) < max(_FEWEST_FOR_AN_ERROR, 1 + np.count_nonzero(roofline))
         error = DEFAULT_ERROR if few else float(np.median(np.abs(fit.residuals)))
         return cls(roofline, floor_us, fit.correction, error, tuple(sources))
 
