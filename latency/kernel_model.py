@@ -117,7 +117,7 @@ class KernelModel:
         base_us = np.maximum(work @ roofline, floor_us)
         inputs = _inputs(workloads, work)
         fit = fit_correction(inputs, np.log(latency_us / base_us), seed)
-        few = len(table) < max(_FEWEST_FOR_AN_ERROR, 1 + np.count_nonzero(roofline))
+        few = len(table) < max(_FEWEST_FOR_AN_ERROR, 1 + int(np.count_nonzero(roofline)))
         error = DEFAULT_ERROR if few else float(np.median(np.abs(fit.residuals)))
         return cls(roofline, floor_us, fit.correction, error, tuple(sources))
 
