@@ -112,10 +112,10 @@ class _FusedRecorder(_Recorder):
         """Apply units one after the other; only the last output is normalised by itself."""
         if not is_chain([layer for _, layer in units], x, residual):
             return super().chain(units, x, residual)
-        last, norm = Normalized(x), torch.empty(0)
+        last = Normalized(x)
         for unit, layer in units:
             weight, affine = unit.kernel_for(layer), unit.affine(layer)
             y, norm = self._kernels.convolve_normalized(layer, last, weight, affine)
             self._seen.add(layer.name, y, norm[0], norm[1].double().pow(-2) - EPSILON)
             last = Normalized(y, norm, KINDS[layer.activation])
-        return self._kernels.normalize(last.y, residual, norm[2], norm[3], last.kind)
+        return self._kernels.finish(last, residual)

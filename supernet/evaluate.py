@@ -21,7 +21,6 @@ from bignas.supernet.space import Architecture
 __all__ = [
     "Evaluation",
     "count_correct",
-    "evaluate",
     "evaluate_architectures",
     "extract_calibrated",
     "predict",
@@ -65,16 +64,6 @@ def predict(
             batch = preprocess(images[start : start + batch_size], resolution, mean, std)
             logits.append(folded(batch).numpy())
     return np.concatenate(logits)
-
-
-def evaluate(
-    child: Child, split: Split, mean: Sequence[float], std: Sequence[float], batch_size: int = BATCH
-) -> float:
-    """Share of the images of `split` whose class gets the highest logit. Raises DataError."""
-    if len(split) == 0:
-        raise DataError("there are no images to evaluate on")
-    predictions = predict(child, split.images, mean, std, batch_size).argmax(axis=1)
-    return float(np.mean(predictions == split.labels))
 
 
 def extract_calibrated(network: Supernet, arch: Architecture, data: ImageData) -> Child:

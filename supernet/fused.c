@@ -309,32 +309,32 @@ static void finish_link(const float *norm, double sum, double cross, int64_t pix
     link[LINK_CONSTANT * channels + c] = (float)(-sum * factor / (double)pixels);
 }
 
-/* z [rows, width] = activation(x * factor + offset), rows `pitch` floats apart. */
-INLINE void activated_rows(const float *restrict x, int64_t x_pitch, float *restrict z,
-                           int64_t z_pitch, const float *restrict factor,
-                           const float *restrict offset, int64_t rows, int64_t width, activation kind) {
-    for (int64_t r = 0; r < rows; r++, x += x_pitch, z += z_pitch)
+/* z [rows, width], rows z_pitch floats apart, = activation(x * factor + offset). */
+INLINE void activated_rows(const float *restrict x, float *restrict z, int64_t z_pitch,
+                           const float *restrict norm, int64_t rows, int64_t width, activation kind) {
+    const float *factor = norm + FACTOR * width, *offset = norm + OFFSET * width;
+    for (int64_t r = 0; r < rows; r++, x += width, z += z_pitch)
         for (int64_t i = 0; i < width; i++) z[i] = activate(x[i] * factor[i] + offset[i], kind);
 }
 
-/* dy [rows, width] = factor * g + across * (y - mean) + constant; a link's vectors `stride` apart. */
-INLINE void linked_rows(const float *restrict g, const float *restrict y, int64_t pitch,
-                        float *restrict dy, int64_t dy_pitch, const float *restrict link,
-                        int64_t stride, int64_t rows, int64_t width) {
-    const float *factor = link + LINK_FACTOR * stride, *mean = link + LINK_MEAN * stride;
-    const float *across = link + LINK_ACROSS * stride, *constant = link + LINK_CONSTANT * stride;
-    for (int64_t r = 0; r < rows; r++, g += pitch, y += pitch, dy += dy_pitch)
+/* dy [rows, width] = factor * g + across * (y - mean) + constant. */
+INLINE void linked_rows(const float *restrict g, const float *restrict y, float *restrict dy,
+                        const float *restrict link, int64_t rows, int64_t width) {
+    const float *factor = link + LINK_FACTOR * width, *mean = link + LINK_MEAN * width;
+    const float *across = link + LINK_ACROSS * width, *constant = link + LINK_CONSTANT * width;
+    for (int64_t r = 0; r < rows; r++, g += width, y += width, dy += width)
         for (int64_t i = 0; i < width; i++)
             dy[i] = factor[i] * g[i] + across[i] * (y[i] - mean[i]) + constant[i];
 }
 
-/* g [rows, width] = d * slope(x * factor + offset); sums [2 * width] += g and g * (x - mean). */
-INLINE void sloped_rows(const float *restrict x, int64_t pitch, const float *restrict d,
-                        int64_t d_pitch, float *restrict g, const float *restrict norm, int64_t stride,
-                        float *restrict sums, int64_t rows, int64_t width, activation kind) {
-    const float *mean = norm + MEAN * stride, *factor = norm + FACTOR * stride;
-    const float *offset = norm + OFFSET * stride;
-    for (int64_t r = 0; r < rows; r++, x += pitch, d += d_pitch, g += pitch)
+/* g [rows, width] = d * slope(x * factor + offset), rows of d d_pitch floats apart;
+ * sums [2 * width] += g and g * (x - mean). */
+INLINE void sloped_rows(const float *restrict x, const float *restrict d, int64_t d_pitch,
+                        float *restrict g, const float *restrict norm, float *restrict sums,
+                        int64_t rows, int64_t width, activation kind) {
+    const float *mean = norm + MEAN * width, *factor = norm + FACTOR * width;
+    const float *offset = norm + OFFSET * width;
+    for (int64_t r = 0; r < rows; r++, x += width, d += d_pitch, g += width)
         for (int64_t i = 0; i < width; i++) {
             float one = d[i] * slope(x[i] * factor[i] + offset[i], kind);
             g[i] = one;

@@ -125,11 +125,9 @@ class _Chain(torch.autograd.Function):
             weight, scale, shift = parameters[3 * index : 3 * index + 3]
             found = kernels.convolve_normalized(layer, outputs[-1], weight, (scale, shift))
             outputs.append(Normalized(*found, KINDS[layer.activation]))
-        y, norm, kind = outputs[-1]
-        assert norm is not None
         ctx.save_for_backward(*parameters, *(one for y, norm, _ in outputs for one in (y, norm)))
         ctx.layers, ctx.kernels, ctx.has_residual = layers, kernels, has_residual
-        return kernels.normalize(y, x if has_residual else None, norm[2], norm[3], kind)
+        return kernels.finish(outputs[-1], x if has_residual else None)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -120,6 +120,11 @@ class FusedKernels:
         self._call("normalize", y, residual, z, factor, offset, *_size(y), kind)
         return z
 
+    def finish(self, x: Normalized, residual: Tensor | None) -> Tensor:
+        """What x stands for, plus the residual before the activation, [N, C, H, W]."""
+        assert x.norm is not None
+        return self.normalize(x.y, residual, x.norm[2], x.norm[3], x.kind)
+
     def normalize_backward(
         self, y: Tensor, dz: Tensor, vectors: tuple[Tensor, Tensor, Tensor, Tensor], kind: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,10 +225,11 @@ def load_fused_kernels() -> FusedKernels | None:
         if not path.exists():
             write_atomically(path, _compiled(source))
         try:
-            return FusedKernels(ctypes.CDLL(str(path)))
+            library = ctypes.CDLL(str(path))
         except OSError:  # damaged
             write_atomically(path, _compiled(source))
-            return FusedKernels(ctypes.CDLL(str(path)))
+            library = ctypes.CDLL(str(path))
+        return FusedKernels(library)
     except (OSError, subprocess.CalledProcessError, OutputError):
         return None
 

@@ -95,15 +95,14 @@ static void add_transposed(const float *a, const float *b, float *c, int64_t row
 
 static void activated(const float *x, float *z, int64_t z_pitch, const float *norm, int64_t rows,
                       int64_t width, int64_t kind) {
-    const float *factor = norm + FACTOR * width, *offset = norm + OFFSET * width;
-#define CALL(K) activated_rows(x, width, z, z_pitch, factor, offset, rows, width, K)
+#define CALL(K) activated_rows(x, z, z_pitch, norm, rows, width, K)
     BY_KIND(CALL)
 #undef CALL
 }
 
 static void sloped(const float *x, const float *d, int64_t d_pitch, float *g, const float *norm,
                    float *sums, int64_t rows, int64_t width, int64_t kind) {
-#define CALL(K) sloped_rows(x, width, d, d_pitch, g, norm, width, sums, rows, width, K)
+#define CALL(K) sloped_rows(x, d, d_pitch, g, norm, sums, rows, width, K)
     BY_KIND(CALL)
 #undef CALL
 }
@@ -198,7 +197,7 @@ int pointwise_backward(const float *dy, const float *y, const float *y_link, con
             int64_t count = end - at < PIXELS ? end - at : PIXELS;
             const float *above = dy + at * out, *from = x + at * in, *seen = from;
             if (y_link) {
-                linked_rows(above, y + at * out, out, d, out, y_link, out, count, out);
+                linked_rows(above, y + at * out, d, y_link, count, out);
                 above = d;
             }
             if (x_norm) activated(from, z, width, x_norm, count, in, kind), seen = z;
