@@ -148,7 +148,7 @@ class KernelModel:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "KernelModel":
-        """Inverse of to_dict. Raises KeyError, TypeError, ValueError, XGBoostError, BignasError."""
+        """Inverse of to_dict. Raises KeyError, TypeError, ValueError, BignasError."""
         coefficients = [float(values["roofline"][name]) for name in ROOFLINE_FEATURES]
         sources = values.get("sources", [])
         coefficients += [float(one["coefficient"]) for one in sources]

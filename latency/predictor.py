@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes seconds to import
-from xgboost.core import XGBoostError
 
 from bignas.compile.fusion import choose_kernels
 from bignas.compile.workload import workloads
@@ -394,7 +393,7 @@ class LatencyPredictor:
             raise InputError(damaged)
         try:
             return cls._from_content(content)
-        except (KeyError, TypeError, ValueError, XGBoostError, BignasError) as error:
+        except (KeyError, TypeError, ValueError, BignasError) as error:
             raise InputError(f"{damaged} ({type(error).__name__}: {error})") from error
 
     @classmethod

@@ -15,7 +15,6 @@ best correction may be none, a constant, a linear one or a nonlinear one, so:
   thread and a fixed seed, so the same samples give the same model, bit for bit.
 """
 
-import json
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -23,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
-import xgboost
 from numpy.typing import NDArray
+
+from bignas.latency.trees import Trees
 
 __all__ = ["Correction", "Fit", "ModelKind", "Ridge", "fit_correction"]
 
@@ -158,7 +158,7 @@ class Correction:
     kind: ModelKind
     constant: float = 0.0
     ridge: Ridge | None = None
-    trees: xgboost.Booster | None = None
+    trees: Trees | None = None
 
     def predict(self, features: Array) -> Array:
         """Corrections (natural logarithm) of rows of features [n, columns] -> [n]."""
@@ -168,8 +168,7 @@ class Correction:
         if self.trees is None or len(features) == 0:
             return linear
         clipped = np.clip(features, self.ridge.low, self.ridge.high)
-        grown = self.trees.inplace_predict(clipped.astype(np.float32), predict_type="margin")
-        return linear + np.asarray(grown, dtype=np.float64)
+        return linear + self.trees.predict(clipped)
 
     def shifted(self, log_ratio: float) -> "Correction":
         """Return the same model with `log_ratio` added to whatever it predicts."""
@@ -182,23 +181,17 @@ class Correction:
             "kind": self.kind.value,
             "constant": self.constant,
             "ridge": None if self.ridge is None else self.ridge.to_dict(),
-            "trees": None
-            if self.trees is None
-            else json.loads(self.trees.save_raw("json").decode("utf-8")),
+            "trees": None if self.trees is None else self.trees.to_dict(),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Correction":
-        """Inverse of to_dict. Raises KeyError, TypeError, ValueError or XGBoostError."""
-        trees = None
-        if values["trees"] is not None:
-            trees = xgboost.Booster({"nthread": 1})
-            trees.load_model(bytearray(json.dumps(values["trees"]), "utf-8"))
+        """Inverse of to_dict. Raises KeyError, TypeError or ValueError."""
         return cls(
             kind=ModelKind(values["kind"]),
             constant=float(values["constant"]),
             ridge=None if values["ridge"] is None else Ridge.from_dict(values["ridge"]),
-            trees=trees,
+            trees=None if values["trees"] is None else Trees(values["trees"]),
         )
 
 
@@ -249,10 +242,8 @@ def _fit_kind(kind: ModelKind, features: Array, targets: Array, seed: int) -> Co
             return Correction(kind, ridge=Ridge.fit(features, targets))
         case ModelKind.TREES:
             ridge = Ridge.fit(features, targets)
-            rest = xgboost.DMatrix(
-                features.astype(np.float32), label=targets - ridge.predict(features), nthread=1
-            )
-            trees = xgboost.train({**TREE_PARAMETERS, "seed": seed}, rest, TREE_ROUNDS)
+            rest = targets - ridge.predict(features)
+            trees = Trees.grow(features, rest, {**TREE_PARAMETERS, "seed": seed}, TREE_ROUNDS)
             return Correction(kind, ridge=ridge, trees=trees)
 
 

@@ -217,6 +217,19 @@ def ensure_tuned(
         ToolchainError: the C compiler is missing or fails.
     """
     kernels = tuned_kernels(store, device.name)
+    return _completed(kernels, workloads, device, store, cache, progress, weights_bytes)
+
+
+def _completed(
+    kernels: dict[Workload, TunedKernel],
+    workloads: Sequence[Workload],
+    device: Device,
+    store: Store,
+    cache: ObjectCache,
+    progress: Callable[[int, int, int], bool] | None,
+    weights_bytes: int,
+) -> dict[Workload, TunedKernel]:
+    """Return the tuned kernels of the device, `kernels`, with those of the workloads they lack."""
     if all(one in kernels for one in workloads):
         return kernels
     tune_missing(workloads, device, store, cache, set(kernels), progress, weights_bytes)
@@ -242,6 +255,7 @@ def ensure_networks_tuned(
 
     Which kernels those are, fused or not, the present table says; the rest is as in `ensure_tuned`.
     """
-    latency_us = {one: entry.latency_us for one, entry in tuned_kernels(store, device.name).items()}
+    kernels = tuned_kernels(store, device.name)
+    latency_us = {one: entry.latency_us for one, entry in kernels.items()}
     needed = [one for layers in networks for one in choose_kernels(layers, latency_us)]
-    return ensure_tuned(needed, device, store, cache, progress, weights_bytes)
+    return _completed(kernels, needed, device, store, cache, progress, weights_bytes)

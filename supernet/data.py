@@ -3,7 +3,8 @@
 Decisions
 - Everything is decoded once into uint8 arrays; augmentation and resizing work on whole batches.
   The arrays are kept in the cache folder, under the hash of the undecoded images, so that later
-  commands on the same data start at once.
+  commands on the same data start at once. A folder whose files look as they did (size, times) is
+  not even read again: its images are known by the listing.
 - `preprocess` is the only path from an image to a network's input. Training, evaluation, export
   and the checks of binaries call it.
 - Validation and calibration images are carved from the training images with a fixed seed, so that
@@ -15,48 +16,38 @@ Decisions
 """
 
 import hashlib
-import io
-import math
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import psutil
-import pyarrow as pa
 import torch
-from PIL import Image, UnidentifiedImageError
-from pyarrow import compute
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
 from bignas.device_db.errors import DataError
 from bignas.supernet.array_cache import CachedArrays, read_arrays, write_arrays
 
+if TYPE_CHECKING:
+    from bignas.supernet.stored_images import StoredSplit
+
 __all__ = ["DIGITS", "ImageData", "Split", "SplitName", "load_data", "preprocess"]
 
 DIGITS = "digits"
 _CACHE = "data"
+_LISTINGS = "data-listings"
 _DECODING = "1"  # to be changed when the same files are decoded or split in another way
 _DIGITS_SIDE = 32
 _SPLIT_SEED = 20200824
 _MOST_VALIDATION = 5000
 _MOST_CALIBRATION = 2048
 _FEWEST_TRAINING = 10
-_LARGEST_SIDE = 320
 _CHUNK = 2048  # images handled at once where whole arrays would need much memory
-_ALIASES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 
 
 class SplitName(StrEnum):
@@ -136,19 +127,60 @@ def load_data(name_or_folder: str) -> ImageData:
     """
     if name_or_folder == DIGITS:
         return _digits()
-    sources = _read(name_or_folder)
+    name, folder = Path(name_or_folder).name or name_or_folder, _folder(name_or_folder)
+    listing = None if folder is None else _listing(folder)
+    known = None if listing is None else read_arrays(_LISTINGS, listing)
+    data = None if known is None else _from_cache(name, str(known.description.get("key")))
+    if data is not None:
+        return data
+
+    # takes seconds to import
+    from bignas.supernet.stored_images import common_side, read_stored  # noqa: PLC0415
+
+    sources = read_stored(name_or_folder if folder is None else str(folder), name_or_folder)
     key = _fingerprint(sources)
-    name = Path(name_or_folder).name or name_or_folder
-    cached = _from_cache(name, key)
-    if cached is not None:
-        return cached
-    train = sources["train"]
-    side = _common_side(train, name_or_folder)
-    _require_memory(sum(source.table.num_rows for source in sources.values()), side)
-    splits = {name: source.decode(name, side) for name, source in sources.items()}
-    data = _assemble(name, splits, train.classes, mirrorable=True)
-    _to_cache(data, key)
+    data = _from_cache(name, key)
+    if data is None:
+        train = sources["train"]
+        side = common_side(train, name_or_folder)
+        _require_memory(sum(source.table.num_rows for source in sources.values()), side)
+        splits = {split: Split(*stored.decode(split, side)) for split, stored in sources.items()}
+        data = _assemble(name, splits, train.classes, mirrorable=True)
+        _to_cache(data, key)
+    if folder is not None and listing is not None and _is_complete(folder, sources):
+        write_arrays(_LISTINGS, listing, CachedArrays({}, {"key": key}))
     return data
+
+
+def _folder(name_or_folder: str) -> Path | None:
+    """The folder of that name, None for a hub name; DataError for what can be neither."""
+    folder = Path(name_or_folder).expanduser()
+    if folder.is_dir():
+        return folder
+    looks_like_path = name_or_folder.count("/") > 1 or name_or_folder.startswith((".", "/", "~"))
+    if looks_like_path or folder.exists() or not name_or_folder:
+        raise DataError(
+            f"no data folder {name_or_folder!r}: give {DIGITS!r}, a hub name or a folder of images"
+            " or parquet files"
+        )
+    return None
+
+
+def _is_complete(folder: Path, sources: Mapping[str, "StoredSplit"]) -> bool:
+    """Whether all images lie in the folder; those of a table may lie elsewhere."""
+    files = {path for source in sources.values() for path in source.files()}
+    return all(path and Path(path).is_relative_to(folder) for path in files)
+
+
+def _listing(folder: Path) -> str:
+    """Identify a folder by what its files look like, unread."""
+    digest = hashlib.sha256(f"{_DECODING} {folder.resolve()}".encode())
+    for path in sorted(folder.rglob("*")):
+        with suppress(OSError):  # reading it says what is wrong with it
+            status = path.stat()
+            times = (status.st_mtime_ns, status.st_ctime_ns)
+            digest.update(repr((str(path), status.st_size, *times)).encode())
+    return digest.hexdigest()
 
 
 def preprocess(
@@ -172,6 +204,13 @@ def preprocess(
 
 def _digits() -> ImageData:
     """Scikit-learn's 1,797 handwritten digits, enlarged from 8x8; every fifth is a test image."""
+    key = hashlib.sha256(f"{_DECODING} {DIGITS} {version('scikit-learn')}".encode()).hexdigest()
+    data = _from_cache(DIGITS, key)
+    if data is not None:
+        return data
+
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - takes a second to import
+
     raw = load_digits()
     small = torch.from_numpy(np.asarray(raw.images, dtype=np.float32))[:, None] * (255.0 / 16.0)
     size = (_DIGITS_SIDE, _DIGITS_SIDE)
@@ -180,7 +219,9 @@ def _digits() -> ImageData:
     everything = Split(images.contiguous().numpy(), np.asarray(raw.target, dtype=np.int64))
     is_test = np.arange(len(everything)) % 5 == 4
     splits = {"train": everything.take(~is_test), "test": everything.take(is_test)}
-    return _assemble(DIGITS, splits, tuple(map(str, range(10))), mirrorable=False)
+    data = _assemble(DIGITS, splits, tuple(map(str, range(10))), mirrorable=False)
+    _to_cache(data, key)
+    return data
 
 
 def _assemble(
@@ -234,7 +275,7 @@ def _digest(classes: tuple[str, ...], splits: Sequence[Split]) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(sources: Mapping[str, "_Source"]) -> str:
+def _fingerprint(sources: Mapping[str, "StoredSplit"]) -> str:
     """Identify undecoded splits, and the way they are decoded."""
     digest = hashlib.sha256(_DECODING.encode())
     for name, source in sources.items():
@@ -264,6 +305,7 @@ def _from_cache(name: str, key: str) -> ImageData | None:
             mean=tuple(description["mean"]),
             std=tuple(description["std"]),
             digest=description["digest"],
+            mirrorable=description["mirrorable"],
         )
         calibration_digest = description["calibration"]
     except (KeyError, TypeError, DataError):
@@ -284,166 +326,10 @@ def _to_cache(data: ImageData, key: str) -> None:
         "mean": data.mean,
         "std": data.std,
         "digest": data.digest,
+        "mirrorable": data.mirrorable,
         "calibration": _digest(data.classes, (data.calibration,)),
     }
     write_arrays(_CACHE, key, CachedArrays(arrays, description))
-
-
-class _Hashing(io.RawIOBase):
-    """A file that only hashes what is written."""
-
-    def __init__(self, digest: "hashlib._Hash") -> None:
-        super().__init__()
-        self._digest = digest
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._digest.update(data)
-        return len(data)
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """One undecoded split: table, the names of its two columns, and the class names."""
-
-    origin: str
-    table: Any  # pa.Table, which ships no types
-    image_column: str
-    label_column: str
-    classes: tuple[str, ...]
-
-    def add_to(self, digest: "hashlib._Hash") -> None:
-        """Hash the undecoded images and labels; of images in files, how those look."""
-        digest.update(repr((self.image_column, self.label_column, self.classes)).encode())
-        table = self.table.select([self.image_column, self.label_column])
-        table = table.replace_schema_metadata(None)
-        with pa.ipc.new_stream(pa.PythonFile(_Hashing(digest), mode="w"), table.schema) as stream:
-            stream.write_table(table)
-        content = table.column(self.image_column)
-        outside = compute.is_null(compute.struct_field(content, "bytes"))
-        for path in compute.struct_field(content, "path").filter(outside).to_pylist():
-            with suppress(OSError, TypeError):  # decoding says what is wrong with it
-                status = Path(path).stat()
-                digest.update(repr((path, status.st_size, status.st_mtime_ns)).encode())
-
-    def open(self, row: Mapping[str, Any] | None, index: int) -> Image.Image:
-        """Open an image without decoding it."""
-        where = f"image {index} of {self.origin}"
-        content = row or {}
-        data, path = content.get("bytes"), content.get("path")
-        try:
-            if data is not None:
-                image = Image.open(io.BytesIO(data))
-            elif path:
-                image = Image.open(io.BytesIO(Path(path).read_bytes()))
-            else:
-                raise DataError(f"{where} is empty")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(f"{where} cannot be read: {_line(error)}") from None
-        if image.mode not in ("RGB", "L"):
-            raise DataError(
-                f"{where} has mode {image.mode}: only RGB and greyscale images can be used,"
-                " convert it"
-            )
-        return image
-
-    def rows(self) -> list[Mapping[str, Any] | None]:
-        """The stored images, as {"bytes", "path"}."""
-        rows: list[Mapping[str, Any] | None] = self.table.column(self.image_column).to_pylist()
-        return rows
-
-    def decode(self, name: str, side: int) -> Split:
-        """Decode all images to side x side pixels, in parallel."""
-        labels = self.table.column(self.label_column)
-        if labels.null_count:
-            raise DataError(f"{self.origin}: an image of split {name} has no label")
-        rows = self.rows()
-        images = np.empty((len(rows), side, side, 3), dtype=np.uint8)
-
-        def work(start: int) -> None:
-            for index in range(start, min(start + _CHUNK, len(rows))):
-                images[index] = self._pixels(rows[index], index, side)
-
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(work, range(0, len(rows), _CHUNK)):
-                pass
-        return Split(images, labels.to_numpy().astype(np.int64))
-
-    def _pixels(self, row: Mapping[str, Any] | None, index: int, side: int) -> np.ndarray:
-        image = self.open(row, index)
-        try:
-            image = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"image {index} of {self.origin} is corrupt: {_line(error)}") from None
-        if image.size != (side, side):
-            width, height = image.size
-            edge = min(width, height)
-            left, top = (width - edge) // 2, (height - edge) // 2
-            box = (left, top, left + edge, top + edge)
-            image = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
-        return np.asarray(image)
-
-
-def _read(name_or_folder: str) -> dict[str, _Source]:
-    """The splits of a data set by our names, undecoded."""
-    looks_like_path = name_or_folder.count("/") > 1 or name_or_folder.startswith((".", "/", "~"))
-    folder = Path(name_or_folder).expanduser()
-    if not folder.is_dir() and (looks_like_path or folder.exists() or not name_or_folder):
-        raise DataError(
-            f"no data folder {name_or_folder!r}: give {DIGITS!r}, a hub name or a folder of"
-            " images or parquet files"
-        )
-    location = str(folder) if folder.is_dir() else name_or_folder
-    try:
-        with _without_progress_bars():
-            found = datasets.load_dataset(location)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        datasets.exceptions.DatasetsError,
-        pa.ArrowException,
-    ) as error:
-        raise DataError(f"cannot load data {name_or_folder!r}: {_line(error)}") from None
-    sources = {}
-    for name, aliases in _ALIASES.items():
-        present = [alias for alias in aliases if alias in found and found[alias].num_rows]
-        if present:
-            sources[name] = _source(found[present[0]], f"{name_or_folder} ({present[0]})")
-    if "train" not in sources:
-        raise DataError(f"data {name_or_folder!r} has no split 'train', only: {', '.join(found)}")
-    for name, source in sources.items():
-        if source.classes != sources["train"].classes:
-            raise DataError(f"data {name_or_folder!r}: {name} has other classes than train")
-    return sources
-
-
-def _source(split: Any, origin: str) -> _Source:
-    images = [key for key, kind in split.features.items() if isinstance(kind, datasets.Image)]
-    labels = {
-        key: kind for key, kind in split.features.items() if isinstance(kind, datasets.ClassLabel)
-    }
-    columns = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in split.features.items())
-    if not images:
-        raise DataError(f"{origin} has no image column, only: {columns}")
-    if len(images) > 1:
-        raise DataError(f"{origin} has several image columns, keep one of: {', '.join(images)}")
-    if not labels:
-        raise DataError(f"{origin} has no class column (ClassLabel), only: {columns}")
-    label = max(labels, key=lambda key: labels[key].num_classes)  # the finest, if there are several
-    table = split.with_format("arrow")[:]
-    return _Source(origin, table, images[0], label, tuple(map(str, labels[label].names)))
-
-
-def _common_side(source: _Source, origin: str) -> int:
-    sizes = [source.open(row, index).size for index, row in enumerate(source.rows())]
-    if not sizes:
-        raise DataError(f"data {origin!r} has no training images")
-    return min(_LARGEST_SIDE, math.floor(statistics.median(min(size) for size in sizes)))
 
 
 def _require_memory(count: int, side: int) -> None:
@@ -453,21 +339,3 @@ def _require_memory(count: int, side: int) -> None:
             f"{count} images of {side}x{side} pixels need {needed / 2**30:.1f} GiB of memory,"
             " more than is free: use fewer or smaller images"
         )
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    if datasets.utils.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
-
-
-def _line(error: Exception) -> str:
-    """The first line of a message, or the kind of error."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 __all__ = ["spearman"]
 
@@ -21,4 +20,7 @@ def spearman(
         raise ValueError(f"expected two equally long lists, got {left.shape} and {right.shape}")
     if len(left) < 2 or np.ptp(left) == 0 or np.ptp(right) == 0:
         return float("nan")
+
+    from scipy.stats import spearmanr  # noqa: PLC0415 - takes half a second to import
+
     return float(spearmanr(left, right).statistic)

@@ -75,6 +75,15 @@ def test_help_does_not_wait_for_libraries() -> None:
     assert result.stderr == "[]\n"
 
 
+def test_compiling_does_not_wait_for_what_it_does_not_need() -> None:
+    modules = {"datasets", "pandas", "scipy.stats", "sklearn", "xgboost"}
+    script = f"import sys, bignas.search.deliver; print(sorted({modules} & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
+
+
 def program() -> str:
     return str(Path(sys.executable).with_name("bignas"))
 

@@ -11,7 +11,7 @@ from bignas.device_db.errors import ArchitectureError, InputError, OutputError
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import coverage, mape
 from bignas.latency.predictor import Interval, LatencyPredictor
-from bignas.latency.regression import ModelKind
+from bignas.latency.regression import Correction, ModelKind
 from bignas.supernet.space import Architecture
 from bignas.supernet.spaces import load_space
 from tests.latency.synthetic import (
@@ -243,6 +243,17 @@ def test_a_saved_predictor_is_complete(predictor: LatencyPredictor, tmp_path: Pa
 def test_trees_survive_saving() -> None:
     loaded = LatencyPredictor.from_bytes(fit(40, share=0.7).to_bytes())
     assert loaded.kernel_model.correction.kind is ModelKind.TREES
+
+
+def test_damaged_trees_are_told_where_they_are_needed() -> None:
+    document = fit(40, share=0.7).kernel_model.correction.to_dict()
+    features = np.zeros((1, len(document["ridge"]["weights"])))
+    document["trees"]["learner"]["gradient_booster"] = {"name": "gbtree", "model": 3}
+    with pytest.raises(InputError, match="trees of the predictor are damaged"):
+        Correction.from_dict(document).predict(features)
+    document["trees"] = {"other": 1}
+    with pytest.raises(ValueError, match="no boosted trees"):
+        Correction.from_dict(document)
 
 
 def damaged_files(data: bytes) -> dict[str, bytes]:

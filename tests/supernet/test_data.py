@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
@@ -31,17 +32,21 @@ def pictures(count: int, side: int = 8, seed: int = 0) -> list[np.ndarray]:
 
 
 def write(
-    folder: Path, images: list[bytes], labels: list[int] | None = None, split: str = "train"
+    folder: Path, images: list[bytes | Path], labels: list[int] | None = None, split: str = "train"
 ) -> Path:
     """One parquet file as the hub has them."""
     labels = [index % 2 for index in range(len(images))] if labels is None else labels
     features = datasets.Features(
         {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])}
     )
-    rows = {"picture": [{"bytes": data, "path": None} for data in images], "kind": labels}
+    pictures = [
+        {"bytes": None, "path": str(one)} if isinstance(one, Path) else {"bytes": one, "path": None}
+        for one in images
+    ]
+    rows = {"picture": pictures, "kind": labels}
     folder.mkdir(exist_ok=True)
     table = datasets.Dataset.from_dict(rows, features=features)
-    table.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+    parquet.write_table(table.data.table, folder / f"{split}-00000-of-00001.parquet")
     return folder
 
 
@@ -195,11 +200,15 @@ def equal(one: ImageData, other: ImageData) -> bool:
     return same and facts[0] == facts[1]
 
 
+def decode_nothing(*_: object) -> None:
+    pytest.fail("read, although nothing has changed")
+
+
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object) -> None:
         pytest.fail("decoded, although the arrays were kept")
 
-    monkeypatch.setattr("bignas.supernet.data._Source.decode", decode)
+    monkeypatch.setattr("bignas.supernet.stored_images.StoredSplit.decode", decode)
 
 
 def test_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +216,18 @@ def test_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_data(str(folder))
     forbid_decoding(monkeypatch)
     assert equal(load_data(str(folder)), first)
+    monkeypatch.setattr("bignas.supernet.stored_images.datasets.load_dataset", decode_nothing)
+    assert equal(load_data(str(folder)), first)
+
+
+def test_images_outside_the_folder_that_change(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(40)]
+    for path, pixels in zip(paths, pictures(40), strict=True):
+        path.write_bytes(png(pixels))
+    folder = write(tmp_path / "pets", paths)
+    first = load_data(str(folder))
+    paths[3].write_bytes(png(pictures(1, seed=9)[0]))
+    assert load_data(str(folder)).digest != first.digest
 
 
 def test_other_images_are_other_data(folder: Path) -> None:
