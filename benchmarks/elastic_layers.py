@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from bignas.device_db.probe import probe_local
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.child import Child
 from bignas.supernet.fused import keep_freed_memory, training_execution
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
 

@@ -34,7 +34,7 @@ from bignas.device_db.errors import InfeasibleBudgetError, InputError
 from bignas.device_db.files import require_writable
 from bignas.search.constraint import Limits
 from bignas.search.many import measure_together
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 
 __all__ = ["Winner", "best_keeping", "fit_limit", "summary"]
 

@@ -33,7 +33,8 @@ from bignas.latency.space_transfer import space_problem
 from bignas.latency.subnets import measured_subnets
 from bignas.latency.transfer import transfer
 from bignas.latency.tuned import kernel_table
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
 COUNTS = (10, 20, 40, 80, 160)  # measured kernels

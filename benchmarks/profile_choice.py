@@ -44,7 +44,8 @@ from bignas.latency.profile_plan import ProfilePlanner
 from bignas.latency.protocol import evidence_hash
 from bignas.latency.subnets import measured_subnets
 from bignas.latency.tuned import kernel_table
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
 BATCH = 24

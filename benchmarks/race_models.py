@@ -19,9 +19,10 @@ from models import make_model
 
 from bignas.compile.onnx_export import export_onnx
 from bignas.latency.subnets import spread_sample
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
 __all__ = ["Group", "RaceModel", "nearest_child", "race_models", "write_model"]

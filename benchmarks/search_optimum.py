@@ -38,7 +38,8 @@ from bignas.search.pareto import hypervolume
 from bignas.search.strategy import DEFAULT_STRATEGY, create_strategy
 from bignas.search.trial import Trial
 from bignas.supernet.accuracy_files import accuracy_path, read_accuracy_predictor
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
 Array = NDArray[np.float64]

@@ -22,13 +22,14 @@ import numpy as np
 from bignas.device_db.errors import ArchitectureError
 from bignas.device_db.files import write_atomically
 from bignas.device_db.store import Store
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.checkpoint import Checkpoint, load_checkpoint
 from bignas.supernet.children import ChildEvaluator
 from bignas.supernet.data import ImageData, SplitName, load_data
 from bignas.supernet.drawing import spread_children
 from bignas.supernet.ranking import spearman
 from bignas.supernet.recipe import TrainConfig
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.train import TrainProgress, train
 
 SPLITS = (SplitName.VALIDATION, SplitName.TEST)

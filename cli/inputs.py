@@ -14,8 +14,9 @@ from bignas.device_db.files import require_writable
 from bignas.device_db.probe import obstacle_to_measuring, probe_local, shortage_of_cores
 from bignas.device_db.records import Device
 from bignas.latency.remote import count_servers
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.architectures import load_architectures
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 
 __all__ = [
     "read_architectures",

@@ -18,7 +18,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 if TYPE_CHECKING:  # numpy takes its time; help shall not wait for it
-    from bignas.supernet.space import Architecture
+    from bignas.supernet.architecture import Architecture
 
 __all__ = [
     "JSON_FLAG",

@@ -15,7 +15,8 @@ from bignas.compile.schedule import Schedule
 from bignas.compile.toolchain import link_shared_library
 from bignas.compile.workload import workloads
 from bignas.device_db.records import Operator, Workload
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = [
     "THREADS_OF_LIBRARY",

@@ -9,7 +9,9 @@ emits.
 from functools import lru_cache
 
 from bignas.device_db.records import Layout, Workload
-from bignas.supernet.space import Architecture, Layer, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.layer import Layer
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["workload_of", "workloads"]
 

@@ -19,7 +19,8 @@ from bignas.latency.protocol import evidence_hash
 from bignas.latency.recording import Recorder
 from bignas.latency.subnets import measure_subnets, measured_subnets, typical_weights_bytes
 from bignas.latency.tuning import ensure_networks_tuned
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["PredictorEvaluation", "evaluate_predictor"]
 

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from bignas.compile.workload import workload_of
 from bignas.device_db.records import BYTES_PER_VALUE, Activation, Layout, Operator, Workload
-from bignas.supernet.space import Architecture, Layer, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.layer import Layer
+from bignas.supernet.space import SearchSpace
 
 __all__ = [
     "KERNEL_FEATURES",

@@ -18,7 +18,8 @@ from bignas.device_db.records import Workload
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import mape
 from bignas.latency.predictor import LatencyPredictor
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["FEWEST_NETWORKS", "held_out_error"]
 

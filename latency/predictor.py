@@ -37,7 +37,8 @@ from bignas.device_db.records import Workload
 from bignas.latency.features import NetworkSums, SpaceSums, network_features
 from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
 from bignas.latency.regression import Correction, ModelKind, fit_correction
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = [
     "DEFAULT_HALF_WIDTH",

@@ -41,7 +41,8 @@ from bignas.latency.subnets import (
 )
 from bignas.latency.tuned import failed_kernels, kernel_table, tuned_kernels
 from bignas.latency.tuning import BATCH, Tuner
-from bignas.supernet.space import Architecture, SearchSpace, StageChoice
+from bignas.supernet.architecture import Architecture, StageChoice
+from bignas.supernet.space import SearchSpace
 
 __all__ = [
     "Phase",

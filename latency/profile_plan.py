@@ -32,7 +32,8 @@ from bignas.latency.active import next_batch
 from bignas.latency.features import kernel_features
 from bignas.latency.kernel_model import rough_latencies_us
 from bignas.latency.subnets import spread_sample
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["Batch", "ProfilePlanner"]
 

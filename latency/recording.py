@@ -17,7 +17,8 @@ from bignas.device_db.records import (
     Workload,
 )
 from bignas.latency.protocol import TimingResult, evidence_hash, runtime_version
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["Recorder", "space_label"]
 

@@ -9,7 +9,8 @@ from bignas.device_db.records import Workload
 from bignas.latency.features import KernelEstimates, SpaceSums
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.transfer_prior import TransferProblem
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["space_problem"]
 

@@ -18,7 +18,8 @@ from bignas.latency.metrics import agreeing_mean
 from bignas.latency.protocol import NetworkJob, Settings
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = [
     "SUBNET_SETTINGS",

@@ -13,7 +13,8 @@ from bignas.compile.inverted_bottleneck import parts_of
 from bignas.device_db.records import Operator, Workload
 from bignas.latency.features import ROOFLINE_FEATURES, roofline_features
 from bignas.latency.predictor import LatencyPredictor
-from bignas.supernet.space import Architecture, Layer
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.layer import Layer
 
 __all__ = ["KernelShare", "anatomy"]
 

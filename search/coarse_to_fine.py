@@ -15,7 +15,8 @@ import numpy as np
 
 from bignas.search.sampling import draw_fresh
 from bignas.search.trial import Trial
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["CoarseToFine", "CoarseToFineConfig"]
 

@@ -36,11 +36,12 @@ from bignas.latency.tuned import (
     tuned_kernels,
 )
 from bignas.latency.tuning import ensure_networks_tuned, ensure_tuned
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData, preprocess
 from bignas.supernet.evaluate import extract_calibrated
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["deliver_child", "deliver_onnx", "predicted_latency"]
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from bignas.device_db.errors import InputError
 from bignas.search.trial import Trial
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["LARGEST_SPACE", "ExhaustiveSearch"]
 

@@ -26,7 +26,8 @@ from bignas.search.pareto import pareto_front
 from bignas.search.quadratic import Quadratic
 from bignas.search.sampling import draw_fresh
 from bignas.search.trial import Trial
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["GuidedConfig", "GuidedSearch"]
 

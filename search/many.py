@@ -18,10 +18,11 @@ from bignas.search.pipeline import Report, run_search
 from bignas.search.requirements import Requirements, Site
 from bignas.search.result import FORMAT_VERSION, SearchConfig, SearchResult
 from bignas.supernet.accuracy import AccuracyPredictor
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["CROSS", "ManyResult", "measure_together", "run_searches"]
 

@@ -25,7 +25,8 @@ from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from bignas.search.sampling import draw_fresh
 from bignas.search.trial import Trial
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["NSGA2Config", "NSGA2Search"]
 

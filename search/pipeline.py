@@ -70,12 +70,13 @@ from bignas.search.strategy import create_strategy
 from bignas.search.trial import Trial
 from bignas.search.trial_log import TrialLog
 from bignas.supernet.accuracy import AccuracyPredictor
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.children import ChildEvaluator
 from bignas.supernet.data import ImageData, SplitName, preprocess
 from bignas.supernet.evaluate import extract_calibrated, predict
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["SearchProgress", "run_search"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from bignas.search.pareto import pareto_front
 from bignas.search.strategy import Strategy
 from bignas.search.trial import Trial
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 
 __all__ = ["Preselection", "preselect"]
 

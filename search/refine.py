@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from bignas.search.neighbours import double_changes, row_codes, single_changes
 from bignas.search.quadratic import Quadratic
 from bignas.search.trial import Trial
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["LEAST_LEFT", "refinements"]
 

@@ -22,7 +22,7 @@ from bignas.device_db.records import Workload
 from bignas.search.many import CROSS
 from bignas.search.result import FORMAT_VERSION, RESULT
 from bignas.search.trial_log import read_trials
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 
 __all__ = ["REPORT", "write_report"]
 

@@ -16,7 +16,8 @@ from bignas.device_db.records import Device
 from bignas.latency.predictor import LatencyPredictor
 from bignas.search.constraint import LatencyBudget, Limits
 from bignas.search.resources import RESOURCES
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["Requirements", "Site"]
 

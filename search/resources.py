@@ -11,7 +11,9 @@ from types import MappingProxyType
 from bignas.compile.bundle import GOLDEN_IMAGES
 from bignas.compile.manifest import Manifest
 from bignas.device_db.records import BYTES_PER_VALUE, Operator
-from bignas.supernet.space import Architecture, Layer, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.layer import Layer
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["RESOURCES", "bundle_bytes", "delivered", "memory_bytes", "weight_bytes"]
 

@@ -10,7 +10,7 @@ from bignas.search.anatomy import KernelShare
 from bignas.search.constraint import LatencyBudget, Limits
 from bignas.search.strategy import DEFAULT_STRATEGY
 from bignas.supernet.accuracy import AccuracyError
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 
 __all__ = [
     "BUNDLE",

@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["draw_fresh"]
 

@@ -20,7 +20,8 @@ from bignas.search.local_search import LocalSearch
 from bignas.search.nsga2 import NSGA2Search
 from bignas.search.random_search import RandomSearch
 from bignas.search.trial import Trial
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = [
     "BUILT_IN",

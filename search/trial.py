@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 
 __all__ = ["Trial"]
 

@@ -13,7 +13,7 @@ from typing import Any
 from bignas.device_db.errors import ArchitectureError, InputError, OutputError
 from bignas.device_db.files import write_atomically
 from bignas.search.trial import Trial
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 
 __all__ = ["TrialLog", "read_trials"]
 

@@ -31,8 +31,9 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Wh
 
 from bignas.device_db.accuracies import EvaluationSetting
 from bignas.device_db.errors import BignasError, InputError
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.ranking import spearman
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["FEWEST_CHILDREN", "AccuracyError", "AccuracyKernel", "AccuracyPredictor"]
 

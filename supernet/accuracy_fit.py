@@ -8,9 +8,10 @@ import numpy as np
 
 from bignas.device_db.errors import InputError
 from bignas.supernet.accuracy import FEWEST_CHILDREN, AccuracyError, AccuracyPredictor
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.children import ChildEvaluator
 from bignas.supernet.drawing import draw_children, draw_fresh_children
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["AccuracyEvaluation", "evaluate_accuracy", "fit_accuracy"]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from bignas.device_db.errors import ArchitectureError
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["load_architectures"]
 

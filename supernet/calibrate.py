@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bignas.device_db.errors import DataError
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.fused_kernels import (
     KINDS,
     FusedKernels,
@@ -21,9 +22,9 @@ from bignas.supernet.fused_kernels import (
     is_plain,
     load_fused_kernels,
 )
+from bignas.supernet.layer import Layer
 from bignas.supernet.layers import EPSILON, BatchNormStatistics, ElasticUnit, Execution
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture, Layer
 
 __all__ = ["calibrate"]
 

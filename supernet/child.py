@@ -12,8 +12,10 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from bignas.device_db.records import Activation, Operator
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.layer import Layer
 from bignas.supernet.layers import EPSILON
-from bignas.supernet.space import Architecture, Layer, SearchSpace
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["Child", "ChildBlock", "ConvUnit", "Scale"]
 

@@ -24,11 +24,12 @@ import torch
 from bignas.device_db.accuracies import EvaluationSetting
 from bignas.device_db.errors import DataError, MeasurementError
 from bignas.device_db.store import Store
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.data import ImageData, Split, SplitName
 from bignas.supernet.evaluate import count_correct
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["ChildEvaluator", "evaluation_processes"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
 from bignas.device_db.errors import InputError
+from bignas.supernet.layer import Layer
 from bignas.supernet.layers import EPSILON, BatchExecution
-from bignas.supernet.space import Layer
 
 __all__ = ["ALONE", "SynchronizedExecution", "Workers", "is_first_worker", "workers"]
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from bignas.device_db.errors import ArchitectureError
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["draw_children", "draw_fresh_children", "spread_children"]
 

@@ -10,13 +10,13 @@ import torch
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bignas.device_db.errors import DataError
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.child import Child, ConvUnit
 from bignas.supernet.data import ImageData, Split, preprocess
 from bignas.supernet.fused import keep_freed_memory
 from bignas.supernet.fused_inference import inference_execution
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture
 
 __all__ = [
     "Evaluation",

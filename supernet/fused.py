@@ -23,8 +23,8 @@ from bignas.supernet.fused_kernels import (
     is_plain,
     load_fused_kernels,
 )
+from bignas.supernet.layer import Layer
 from bignas.supernet.layers import EPSILON, BatchExecution, ElasticUnit
-from bignas.supernet.space import Layer
 
 __all__ = ["FusedExecution", "keep_freed_memory", "training_execution"]
 

@@ -16,13 +16,13 @@ from bignas.supernet.fused_kernels import (
     is_plain,
     load_fused_kernels,
 )
+from bignas.supernet.layer import Layer
 from bignas.supernet.layers import (
     EPSILON,
     BatchNormStatistics,
     ElasticUnit,
     FixedExecution,
 )
-from bignas.supernet.space import Layer
 
 __all__ = ["inference_execution"]
 

@@ -28,8 +28,8 @@ from torch import Tensor
 from bignas.device_db.errors import OutputError
 from bignas.device_db.files import cache_folder, write_atomically
 from bignas.device_db.records import Activation, Operator
+from bignas.supernet.layer import Layer
 from bignas.supernet.layers import EPSILON
-from bignas.supernet.space import Layer
 
 __all__ = [
     "KINDS",

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from bignas.device_db.errors import ArchitectureError
 from bignas.device_db.records import Activation, Operator
-from bignas.supernet.space import Layer
+from bignas.supernet.layer import Layer
 
 __all__ = [
     "EPSILON",

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bignas.device_db.errors import ArchitectureError
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.child import Child, ConvUnit
+from bignas.supernet.layer import Layer
 from bignas.supernet.layers import (
     BatchExecution,
     BatchNormStatistics,
@@ -23,7 +25,8 @@ from bignas.supernet.layers import (
     Execution,
     FixedExecution,
 )
-from bignas.supernet.space import Architecture, Layer, SearchSpace, squeeze_channels
+from bignas.supernet.space import SearchSpace
+from bignas.supernet.stage import squeeze_channels
 
 __all__ = ["ElasticBlock", "Supernet"]
 

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from bignas.device_db.errors import InputError
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.data import Split
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 
 __all__ = [
     "Regularize",

@@ -14,14 +14,13 @@ Source of the block and of the elastic dimensions: Yu et al., "BigNAS: Scaling U
 Architecture Search with Big Single-Stage Models", ECCV 2020.
 """
 
-import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, NamedTuple, Self
 
@@ -30,171 +29,23 @@ from numpy.typing import NDArray
 
 from bignas.device_db.errors import ArchitectureError, SpaceError
 from bignas.device_db.records import Activation, Operator
+from bignas.supernet.architecture import Architecture, StageChoice
+from bignas.supernet.layer import Layer
+from bignas.supernet.space_fields import (
+    LIMITS,
+    check_activation,
+    check_name,
+    check_number,
+    check_odd,
+    check_options,
+    read_fields,
+    to_plain,
+)
+from bignas.supernet.stage import StageSpace, block_layers
 
-__all__ = ["Architecture", "Layer", "SearchSpace", "StageChoice", "StageSpace", "squeeze_channels"]
-
-_LIMITS = {
-    "resolutions": 2048,
-    "channels": 8192,
-    "depths": 64,
-    "kernels": 15,
-    "expands": 32,
-    "stride": 4,
-    "classes": 100_000,
-}
-_SQUEEZE_DIVISOR = 4  # squeeze-excite width = block input / 4, as in EfficientNet
-_CHANNEL_STEP = 8
-
-
-@dataclass(frozen=True)
-class StageSpace:
-    """What may vary in one stage of blocks. Raises SpaceError when a field makes no sense."""
-
-    channels: tuple[int, ...]
-    depths: tuple[int, ...]
-    kernels: tuple[int, ...]
-    expands: tuple[int, ...]
-    stride: int
-    activation: Activation
-    squeeze_excite: bool
-
-    def __post_init__(self) -> None:
-        _check_options("channels", self.channels, _LIMITS["channels"])
-        _check_options("depths", self.depths, _LIMITS["depths"])
-        _check_options("kernels", self.kernels, _LIMITS["kernels"])
-        _check_options("expands", self.expands, _LIMITS["expands"])
-        _check_number("stride", self.stride, _LIMITS["stride"])
-        _check_odd("kernels", self.kernels)
-        _check_activation("activation", self.activation)
-        if not isinstance(self.squeeze_excite, bool):
-            raise SpaceError(f"squeeze_excite must be true or false, not {self.squeeze_excite!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form; `SearchSpace.from_dict` reads it back."""
-        return _plain(self)
-
-
-@dataclass(frozen=True, slots=True)
-class StageChoice:
-    """One stage of an architecture. Raises ArchitectureError unless all are positive integers."""
-
-    channels: int
-    depth: int
-    kernel: int
-    expand: int
-
-    def __post_init__(self) -> None:
-        for name in ("channels", "depth", "kernel", "expand"):
-            _check_positive(name, getattr(self, name))
-
+__all__ = ["SearchSpace"]
 
 _CHOICE_VALUES = attrgetter("channels", "depth", "kernel", "expand")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One child network: its input resolution in pixels and the width, depth and kernels inside.
-
-    Raises ArchitectureError for values that no space could hold; whether a particular space holds
-    it is the question of `SearchSpace.check`.
-    """
-
-    resolution: int
-    stem_channels: int
-    stages: tuple[StageChoice, ...]
-    head_channels: int
-
-    def __post_init__(self) -> None:
-        for name in ("resolution", "stem_channels", "head_channels"):
-            _check_positive(name, getattr(self, name))
-        if not self.stages or not all(isinstance(stage, StageChoice) for stage in self.stages):
-            raise ArchitectureError("stages must be a list of at least one stage")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form, as architecture files hold it."""
-        return {
-            "resolution": self.resolution,
-            "stem_channels": self.stem_channels,
-            "stages": [dataclasses.asdict(stage) for stage in self.stages],
-            "head_channels": self.head_channels,
-        }
-
-    @classmethod
-    def from_dict(cls, data: object) -> Self:
-        """Read the JSON form back; ArchitectureError names the key that is wrong."""
-        fields = _exact_keys(data, cls, "architecture")
-        stages = fields["stages"]
-        if not isinstance(stages, list):
-            raise ArchitectureError("stages must be a list of at least one stage")
-        choices = []
-        for index, stage in enumerate(stages):
-            values = _exact_keys(stage, StageChoice, f"stages[{index}]")
-            try:
-                choices.append(StageChoice(**values))
-            except ArchitectureError as error:
-                raise ArchitectureError(f"stages[{index}].{error}") from None
-        return cls(**{**fields, "stages": tuple(choices)})
-
-    @functools.cached_property
-    def key(self) -> str:
-        """Canonical JSON text: equal architectures have equal keys."""
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One fused operator: convolution, batch norm, residual sum and activation in one step.
-
-    `name` is the module path in the extracted child. `height` and `width` are those of the input.
-    `normalized` tells whether a batch norm is folded in; otherwise the operator has a bias.
-    """
-
-    name: str
-    operator: Operator
-    height: int
-    width: int
-    in_channels: int
-    out_channels: int
-    kernel: int = 1
-    stride: int = 1
-    padding: int = 0
-    activation: Activation = Activation.NONE
-    residual: bool = False
-    normalized: bool = True
-
-    @property
-    def out_height(self) -> int:
-        """Height of the output in pixels."""
-        if self.operator is Operator.GLOBAL_POOL:
-            return 1
-        return (self.height + 2 * self.padding - self.kernel) // self.stride + 1
-
-    @property
-    def out_width(self) -> int:
-        """Width of the output in pixels."""
-        if self.operator is Operator.GLOBAL_POOL:
-            return 1
-        return (self.width + 2 * self.padding - self.kernel) // self.stride + 1
-
-    @property
-    def weight_count(self) -> int:
-        """Number of kernel weights, without batch norm and bias."""
-        if self.operator in (Operator.GLOBAL_POOL, Operator.SCALE):
-            return 0
-        fan_in = 1 if self.operator is Operator.DEPTHWISE else self.in_channels
-        return self.out_channels * fan_in * self.kernel * self.kernel
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one image; pooling and the squeeze-excite scale count as none."""
-        return self.weight_count * self.out_height * self.out_width
-
-    @property
-    def params(self) -> int:
-        """Trainable parameters: weights plus batch-norm scale and shift, or the bias."""
-        if self.operator in (Operator.GLOBAL_POOL, Operator.SCALE):
-            return 0
-        return self.weight_count + self.out_channels * (2 if self.normalized else 1)
 
 
 class _Part(NamedTuple):
@@ -229,17 +80,17 @@ class SearchSpace:
     )
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
-        _check_options("resolutions", self.resolutions, _LIMITS["resolutions"])
-        _check_options("stem_channels", self.stem_channels, _LIMITS["channels"])
-        _check_options("head_channels", self.head_channels, _LIMITS["channels"])
-        _check_number("stem_kernel", self.stem_kernel, _LIMITS["kernels"])
-        _check_odd("stem_kernel", (self.stem_kernel,))
-        _check_number("stem_stride", self.stem_stride, _LIMITS["stride"])
-        _check_activation("stem_activation", self.stem_activation)
-        _check_activation("head_activation", self.head_activation)
-        _check_number("in_channels", self.in_channels, _LIMITS["channels"])
-        _check_number("classes", self.classes, _LIMITS["classes"])
+        check_name(self.name)
+        check_options("resolutions", self.resolutions, LIMITS["resolutions"])
+        check_options("stem_channels", self.stem_channels, LIMITS["channels"])
+        check_options("head_channels", self.head_channels, LIMITS["channels"])
+        check_number("stem_kernel", self.stem_kernel, LIMITS["kernels"])
+        check_odd("stem_kernel", (self.stem_kernel,))
+        check_number("stem_stride", self.stem_stride, LIMITS["stride"])
+        check_activation("stem_activation", self.stem_activation)
+        check_activation("head_activation", self.head_activation)
+        check_number("in_channels", self.in_channels, LIMITS["channels"])
+        check_number("classes", self.classes, LIMITS["classes"])
         if not self.stages or not all(isinstance(stage, StageSpace) for stage in self.stages):
             raise SpaceError("stages must be a list of at least one stage")
 
@@ -425,7 +276,7 @@ class SearchSpace:
 
     def with_classes(self, classes: int) -> Self:
         """The same space for another number of classes."""
-        return self if classes == self.classes else dataclasses.replace(self, classes=classes)
+        return self if classes == self.classes else replace(self, classes=classes)
 
     def only(self, arch: Architecture) -> Self:
         """The space that holds nothing but `arch`, as the same network: for training it alone.
@@ -435,7 +286,7 @@ class SearchSpace:
         """
         self.check(arch)
         stages = tuple(
-            dataclasses.replace(
+            replace(
                 stage,
                 channels=(choice.channels,),
                 depths=(choice.depth,),
@@ -444,7 +295,7 @@ class SearchSpace:
             )
             for stage, choice in zip(self.stages, arch.stages, strict=True)
         )
-        alone = dataclasses.replace(
+        alone = replace(
             self,
             resolutions=(arch.resolution,),
             stem_channels=(arch.stem_channels,),
@@ -465,19 +316,19 @@ class SearchSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; space files hold the same keys."""
-        return _plain(self)
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
         """Read the JSON form back; SpaceError names the key that is wrong."""
-        values = _space_fields(data, cls, "the space")
+        values = read_fields(data, cls, "the space")
         stages = values.get("stages")
         if not isinstance(stages, Sequence) or isinstance(stages, str) or not stages:
             raise SpaceError("stages must be a list of at least one stage")
         parsed = []
         for index, stage in enumerate(stages):
             try:
-                parsed.append(StageSpace(**_space_fields(stage, StageSpace, "the stage")))
+                parsed.append(StageSpace(**read_fields(stage, StageSpace, "the stage")))
             except SpaceError as error:
                 raise SpaceError(f"stages[{index}]: {error}") from None
         return cls(**{**values, "stages": tuple(parsed)})
@@ -567,7 +418,7 @@ class SearchSpace:
             for block in range(choice.depth):
                 shortcut = self.has_shortcut(index, block)
                 prefix = f"stages.{index}.{block}"
-                layers += _block(prefix, stage, choice, in_channels, size, stride, shortcut)
+                layers += block_layers(prefix, stage, choice, in_channels, size, stride, shortcut)
                 in_channels, size, stride = choice.channels, -(-size // stride), 1
             part = self._parts[key] = _part(layers)
         return part
@@ -587,213 +438,9 @@ class SearchSpace:
         return part
 
 
-def _block(
-    prefix: str,
-    stage: StageSpace,
-    choice: StageChoice,
-    in_channels: int,
-    size: int,
-    stride: int,
-    shortcut: bool,
-) -> list[Layer]:
-    """One inverted residual block: expand, depthwise, squeeze-excite, project."""
-    hidden = in_channels * choice.expand
-    out_size = -(-size // stride)
-    activation = stage.activation
-    layers = []
-    if choice.expand > 1:
-        layers.append(
-            Layer(
-                f"{prefix}.expand",
-                Operator.POINTWISE,
-                size,
-                size,
-                in_channels,
-                hidden,
-                activation=activation,
-            )
-        )
-    layers.append(
-        Layer(
-            f"{prefix}.depthwise",
-            Operator.DEPTHWISE,
-            size,
-            size,
-            hidden,
-            hidden,
-            kernel=choice.kernel,
-            stride=stride,
-            padding=choice.kernel // 2,
-            activation=activation,
-        )
-    )
-    if stage.squeeze_excite:
-        layers += _squeeze_excite(prefix, activation, in_channels, hidden, out_size)
-    layers.append(
-        Layer(
-            f"{prefix}.project",
-            Operator.POINTWISE,
-            out_size,
-            out_size,
-            hidden,
-            choice.channels,
-            residual=shortcut,
-        )
-    )
-    return layers
-
-
-def _squeeze_excite(
-    prefix: str, activation: Activation, in_channels: int, hidden: int, size: int
-) -> list[Layer]:
-    """Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018, with EfficientNet's widths."""
-    squeezed = squeeze_channels(in_channels)
-    pointwise = Operator.POINTWISE
-    return [
-        Layer(
-            f"{prefix}.squeeze_pool",
-            Operator.GLOBAL_POOL,
-            size,
-            size,
-            hidden,
-            hidden,
-            normalized=False,
-        ),
-        Layer(
-            f"{prefix}.squeeze_reduce",
-            pointwise,
-            1,
-            1,
-            hidden,
-            squeezed,
-            activation=activation,
-            normalized=False,
-        ),
-        Layer(
-            f"{prefix}.squeeze_gate",
-            pointwise,
-            1,
-            1,
-            squeezed,
-            hidden,
-            activation=Activation.SIGMOID,
-            normalized=False,
-        ),
-        Layer(
-            f"{prefix}.squeeze_scale",
-            Operator.SCALE,
-            size,
-            size,
-            hidden,
-            hidden,
-            normalized=False,
-        ),
-    ]
-
-
-def squeeze_channels(in_channels: int) -> int:
-    """Inner width of a squeeze-excite: a quarter of the block's input, a multiple of 8, not 0."""
-    steps = (in_channels // _SQUEEZE_DIVISOR + _CHANNEL_STEP // 2) // _CHANNEL_STEP
-    return max(1, steps) * _CHANNEL_STEP
-
-
 def _part(layers: list[Layer]) -> _Part:
     return _Part(
         tuple(layers),
         sum(layer.macs for layer in layers),
         sum(layer.params for layer in layers),
     )
-
-
-def _plain(value: SearchSpace | StageSpace) -> dict[str, Any]:
-    """Public fields of a space as JSON types."""
-    plain: dict[str, Any] = {}
-    for item in dataclasses.fields(value):
-        if not item.init:
-            continue
-        content = getattr(value, item.name)
-        if item.name == "stages":
-            content = [stage.to_dict() for stage in content]
-        elif isinstance(content, tuple):
-            content = list(content)
-        elif isinstance(content, Activation):
-            content = content.value
-        plain[item.name] = content
-    return plain
-
-
-def _space_fields(data: object, kind: type[Any], what: str) -> dict[str, Any]:
-    """Check the keys of a JSON object against a dataclass and turn lists into tuples."""
-    if not isinstance(data, Mapping):
-        raise SpaceError(f"{what} must be a table of keys, not {data!r}")
-    known = {item.name: item for item in dataclasses.fields(kind) if item.init}
-    for key in data:
-        if key not in known:
-            raise SpaceError(f"unknown key {key!r}, known: {', '.join(known)}")
-    values: dict[str, Any] = {}
-    for name, item in known.items():
-        if name not in data:
-            if item.default is dataclasses.MISSING:
-                raise SpaceError(f"key {name!r} is missing")
-            continue
-        content = data[name]
-        if name.endswith("activation"):
-            content = _activation(name, content)
-        values[name] = tuple(content) if isinstance(content, list) else content
-    return values
-
-
-def _activation(name: str, content: object) -> Activation:
-    try:
-        return Activation(str(content))
-    except ValueError:
-        allowed = ", ".join(member.value for member in Activation)
-        raise SpaceError(f"{name} = {content!r} is unknown, allowed: {allowed}") from None
-
-
-def _exact_keys(data: object, kind: type[Any], what: str) -> dict[str, Any]:
-    if not isinstance(data, Mapping):
-        raise ArchitectureError(f"{what} must be a JSON object, not {type(data).__name__}")
-    known = [item.name for item in dataclasses.fields(kind)]
-    for key in data:
-        if key not in known:
-            raise ArchitectureError(f"{what}: unknown key {key!r}, known: {', '.join(known)}")
-    for key in known:
-        if key not in data:
-            raise ArchitectureError(f"{what}: key {key!r} is missing")
-    return dict(data)
-
-
-def _check_positive(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ArchitectureError(f"{name} must be a positive integer, not {value!r}")
-
-
-def _check_number(name: str, value: object, limit: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        raise SpaceError(f"{name} must be an integer from 1 to {limit}, not {value!r}")
-
-
-def _check_options(name: str, options: object, limit: int) -> None:
-    if not isinstance(options, tuple) or not options:
-        raise SpaceError(f"{name} must be a list of at least one integer, not {options!r}")
-    for option in options:
-        _check_number(f"every entry of {name}", option, limit)
-    if list(options) != sorted(set(options)):
-        raise SpaceError(f"{name} must ascend without repetition, not {list(options)}")
-
-
-def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not name:
-        raise SpaceError(f"name must be a text of at least one character, not {name!r}")
-
-
-def _check_odd(name: str, kernels: tuple[int, ...]) -> None:
-    for kernel in kernels:
-        if kernel % 2 == 0:
-            raise SpaceError(f"{name} must be odd, not {kernel}")
-
-
-def _check_activation(name: str, value: object) -> None:
-    if not isinstance(value, Activation):
-        raise SpaceError(f"{name} must be an activation, not {value!r}")

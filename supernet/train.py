@@ -37,6 +37,7 @@ from torch.nn import functional
 
 from bignas.device_db.errors import CheckpointError, DataError
 from bignas.device_db.files import require_writable
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.checkpoint import (
     Checkpoint,
     Start,
@@ -61,7 +62,7 @@ from bignas.supernet.recipe import (
     generator,
     learning_rate,
 )
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 
 __all__ = ["Regularize", "Schedule", "TrainConfig", "TrainProgress", "train"]
 

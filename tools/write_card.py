@@ -20,12 +20,12 @@ from bignas.device_db.files import sha256_of, write_atomically
 from bignas.device_db.store import Store
 from bignas.supernet.accuracy import AccuracyPredictor
 from bignas.supernet.accuracy_files import find_accuracy_predictor
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.checkpoint import Checkpoint, load_checkpoint
 from bignas.supernet.children import ChildEvaluator, evaluation_processes
 from bignas.supernet.data import ImageData, SplitName, load_data
 from bignas.supernet.drawing import spread_children
 from bignas.supernet.recipe import TrainConfig
-from bignas.supernet.space import Architecture
 
 CHILDREN = 10
 CURVE_ROWS = 16  # at most

@@ -14,7 +14,7 @@ from bignas.compile.onnx_export import export_onnx
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Device
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.spaces import load_space
 from tests.compile.networks import first_schedules, specimen
 

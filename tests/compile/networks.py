@@ -15,10 +15,11 @@ from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import Schedule, candidates
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Target, Workload
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.child import Child
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
 SQUEEZE = """

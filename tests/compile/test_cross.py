@@ -26,7 +26,7 @@ from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import Target
 from bignas.latency.bench import bench_bundle
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.spaces import load_space
 from tests.compile.bundles import child_bundle, child_contents, network_bundle
 from tests.compile.tools import FOREIGN, require_command, require_cross_tools

@@ -17,7 +17,8 @@ from bignas.compile.plan import make_plan
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import ModelError
 from bignas.device_db.presets import PRESETS
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 from tests.compile.networks import (
     CLIPPED,

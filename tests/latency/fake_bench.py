@@ -20,7 +20,8 @@ from bignas.device_db.store import Store
 from bignas.latency.protocol import evidence_hash
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 from tests.latency.synthetic import kernel_us
 from tests.latency.tiny import QUIET, kernel_record
 

@@ -7,7 +7,9 @@ import numpy as np
 from bignas.compile.workload import workloads
 from bignas.device_db.records import Activation, Operator, Workload
 from bignas.latency.kernel_model import KernelTable
-from bignas.supernet.space import Architecture, SearchSpace, StageSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
+from bignas.supernet.stage import StageSpace
 
 DEVICE = "made-up"
 CODE = "code-1"

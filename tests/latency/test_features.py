@@ -19,7 +19,7 @@ from bignas.latency.features import (
     part_workloads,
     roofline_features,
 )
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.spaces import load_space
 from tests.latency.synthetic import draw, kernel_us, make_space
 

@@ -12,7 +12,7 @@ from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import coverage, mape
 from bignas.latency.predictor import Interval, LatencyPredictor
 from bignas.latency.regression import Correction, ModelKind
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.spaces import load_space
 from tests.latency.synthetic import (
     CODE,

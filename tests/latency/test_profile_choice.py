@@ -36,7 +36,8 @@ from bignas.latency.profile_plan import SUBNET_BATCH, ProfilePlanner
 from bignas.latency.protocol import evidence_hash
 from bignas.latency.subnets import measured_subnets
 from bignas.latency.tuned import TRIES
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
 from tests.latency.fake_bench import FakeTuner, fake_subnets
 from tests.latency.synthetic import draw, kernel_us, make_space
 from tests.latency.tiny import TINY

@@ -21,7 +21,7 @@ from bignas.latency.subnets import (
     spread_sample,
 )
 from bignas.latency.tuned import TunedKernel
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.spaces import load_space
 from tests.latency.tiny import TINY, kernel_record
 

@@ -12,7 +12,8 @@ from bignas.device_db.records import (
     Subject,
     Workload,
 )
-from bignas.supernet.space import SearchSpace, StageSpace
+from bignas.supernet.space import SearchSpace
+from bignas.supernet.stage import StageSpace
 
 QUIET = Environment(0.0, 0.0, None, 0, (0,), None)
 

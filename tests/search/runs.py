@@ -23,7 +23,7 @@ from bignas.search.result import (
 )
 from bignas.search.trial import Trial
 from bignas.search.trial_log import TrialLog
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 from tests.search.synthetic import latency_ms, make_space, top1
 
 SPACE = make_space()

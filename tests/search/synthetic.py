@@ -4,7 +4,9 @@ from bignas.device_db.records import Activation
 from bignas.search.constraint import LatencyBudget
 from bignas.search.strategy import Strategy
 from bignas.search.trial import Trial
-from bignas.supernet.space import Architecture, SearchSpace, StageSpace
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
+from bignas.supernet.stage import StageSpace
 
 
 def make_space(*, stages: int = 3, depths: tuple[int, ...] = (1, 2, 3)) -> SearchSpace:

@@ -30,12 +30,13 @@ from bignas.search.strategy import BUILT_IN
 from bignas.search.trial import Trial
 from bignas.search.trial_log import TrialLog
 from bignas.supernet.accuracy import AccuracyPredictor
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.children import ChildEvaluator
 from bignas.supernet.data import ImageData, load_data
 from bignas.supernet.drawing import draw_children
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 from tests.search.synthetic import make_space
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from bignas.search.constraint import LatencyBudget
 from bignas.search.refine import refinements
 from bignas.search.trial import Trial
-from bignas.supernet.space import Architecture
+from bignas.supernet.architecture import Architecture
 from tests.search.synthetic import evaluate, latency_ms, make_space
 
 SPACE = make_space(stages=2)

@@ -9,7 +9,8 @@ import torch
 
 from bignas.device_db.records import Activation
 from bignas.supernet.data import ImageData, Split
-from bignas.supernet.space import SearchSpace, StageSpace
+from bignas.supernet.space import SearchSpace
+from bignas.supernet.stage import StageSpace
 
 
 @pytest.fixture(autouse=True)

@@ -21,8 +21,8 @@ from bignas.supernet.accuracy import (
     AccuracyPredictor,
 )
 from bignas.supernet.accuracy_files import accuracy_path, read_accuracy_predictor
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.drawing import draw_children
-from bignas.supernet.space import Architecture
 from bignas.supernet.spaces import load_space
 
 SPACE = load_space("cifar")

@@ -14,13 +14,14 @@ from bignas.device_db.errors import (
 )
 from bignas.device_db.store import Store
 from bignas.supernet import children
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.children import ChildEvaluator
 from bignas.supernet.data import ImageData
 from bignas.supernet.drawing import draw_children
 from bignas.supernet.evaluate import evaluate_architectures
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
 

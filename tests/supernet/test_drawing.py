@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from bignas.device_db.errors import ArchitectureError
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.drawing import draw_children, draw_fresh_children, spread_children
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
 SPACE = load_space("cifar")

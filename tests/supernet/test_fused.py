@@ -17,6 +17,7 @@ from bignas.supernet.data import ImageData
 from bignas.supernet.fused import FusedExecution, training_execution
 from bignas.supernet.fused_inference import inference_execution
 from bignas.supernet.fused_kernels import KINDS, load_fused_kernels
+from bignas.supernet.layer import Layer
 from bignas.supernet.layers import (
     EPSILON,
     BatchExecution,
@@ -25,7 +26,7 @@ from bignas.supernet.layers import (
     activate,
 )
 from bignas.supernet.network import Supernet
-from bignas.supernet.space import Layer, SearchSpace
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.train import TrainConfig, train
 
 CHANNELS = st.sampled_from([16, 24, 40, 64, 72, 130, 384])

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from bignas.device_db.errors import ArchitectureError, DataError
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.child import Child
 from bignas.supernet.network import ElasticBlock, Supernet
-from bignas.supernet.space import Architecture, SearchSpace
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
 

@@ -12,14 +12,10 @@ from hypothesis import strategies as st
 
 from bignas.device_db.errors import ArchitectureError, SpaceError
 from bignas.device_db.records import Activation, Operator, Workload
-from bignas.supernet.space import (
-    Architecture,
-    SearchSpace,
-    StageChoice,
-    StageSpace,
-    squeeze_channels,
-)
+from bignas.supernet.architecture import Architecture, StageChoice
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
+from bignas.supernet.stage import StageSpace, squeeze_channels
 
 SPACES = [load_space("cifar"), load_space("bignas")]
 

@@ -21,8 +21,9 @@ from bignas.supernet.evaluate import evaluate_architectures
 from bignas.supernet.monitor import DivergenceDetector
 from bignas.supernet.network import Supernet
 from bignas.supernet.recipe import draw_architectures, draw_batch, learning_rate
-from bignas.supernet.space import SearchSpace, StageSpace
+from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
+from bignas.supernet.stage import StageSpace
 from bignas.supernet.train import Regularize, Schedule, TrainConfig, TrainProgress, _Run, train
 
 SHORT = TrainConfig(epochs=3, batch_size=24, threads=1, log_every_steps=1, save_every_steps=5)
