@@ -79,6 +79,7 @@ class TrainConfig:
     epochs: int = 30
     batch_size: int = 128
     learning_rate: float = 0.1  # after the warm-up, for the summed gradients of all children
+    orthogonal_rate: float = 0.0  # of dense weights, by orthogonalised momentum (BigNAS: 0, as all)
     warmup_epochs: float = 1.0  # linear, from zero
     schedule: Schedule = Schedule.EXPONENTIAL
     final_rate: float = 0.05  # exponential: share of the start at which the rate is held
@@ -146,6 +147,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("epochs", 1, 1_000_000),
     ("batch_size", 2, 65536),
     ("learning_rate", 1e-9, 1e9),
+    ("orthogonal_rate", 0, 1e9),
     ("warmup_epochs", 0, 1_000_000),
     ("final_rate", 1e-6, 1),
     ("hold_epochs", 0, 1_000_000),

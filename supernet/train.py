@@ -52,6 +52,7 @@ from bignas.supernet.evaluate import evaluate_architectures
 from bignas.supernet.fused import keep_freed_memory, training_execution
 from bignas.supernet.monitor import DivergenceDetector, MetricsLog
 from bignas.supernet.network import Supernet
+from bignas.supernet.optimizer import SupernetOptimizer
 from bignas.supernet.recipe import (
     Purpose,
     Regularize,
@@ -174,7 +175,13 @@ class _Run:
             _copy_weights(start, self._network, data.classes)
         self._network.to(group.device).train()
         self._execution = group.execution(training_execution(fused=config.fused))
-        self._optimizer = _optimizer(self._network, config)
+        self._optimizer = SupernetOptimizer(
+            self._network,
+            rate=config.learning_rate,
+            orthogonal_rate=config.orthogonal_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
         self._average = [p.detach().clone() for p in self._averaged()]
         self._divergence = DivergenceDetector(space.classes)
         self._metrics: MetricsLog | None = None
@@ -190,14 +197,12 @@ class _Run:
         """Take one step; log and save when due."""
         started = time.perf_counter()
         rate = learning_rate(self._config, self.step, self._steps_per_epoch)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.zero_grad(set_to_none=False)
+        self._optimizer.zero_gradients()
         self._losses = self._backward()
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._config.gradient_clip)
         self._divergence.check(self.step + 1, self._losses, float(norm), self._config.learning_rate)
         self._torn = True
-        self._optimizer.step()
+        self._optimizer.step(rate / self._config.learning_rate)
         self.step += 1
         self._update_average()
         self._torn = False
@@ -254,9 +259,12 @@ class _Run:
         if self._torn or self.step in (0, self._saved_step) or not self._group.is_first:
             return
         tensors: dict[str, Tensor] = {}
-        for name, parameter in self._network.named_parameters():
+        momenta = self._optimizer.momenta()
+        for (name, parameter), momentum in zip(
+            self._network.named_parameters(), momenta, strict=True
+        ):
             tensors[_WEIGHTS + name] = parameter
-            tensors[_MOMENTUM + name] = self._optimizer.state[parameter]["momentum_buffer"]
+            tensors[_MOMENTUM + name] = momentum
         if self._average:
             tensors |= {_AVERAGE + name: value for name, value in self._delivered().items()}
         description = {"step": self.step, **self._identity()}
@@ -270,7 +278,7 @@ class _Run:
         if self._group.is_first:
             self._read()
         (self.step,) = map(int, self._group.sum_of([self.step]))
-        momenta = [state["momentum_buffer"] for state in self._optimizer.state.values()]
+        momenta = self._optimizer.momenta()
         self._group.copy_from_first([*self._network.parameters(), *momenta, *self._average])
         self._first_step = self.step
         self._saved_step = self.step
@@ -435,7 +443,7 @@ class _Run:
         if tensors.keys() != {prefix + name for name in names for prefix in prefixes}:
             raise CheckpointError(f"{self._state_path} does not hold the weights of its space")
         parameters = dict(self._network.named_parameters())
-        momenta = {n: self._optimizer.state[p]["momentum_buffer"] for n, p in parameters.items()}
+        momenta = dict(zip(names, self._optimizer.momenta(), strict=True))
         targets: dict[str, Mapping[str, Tensor]] = {_WEIGHTS: parameters, _MOMENTUM: momenta}
         if self._average:
             targets[_AVERAGE] = dict(zip(names, self._average, strict=True))
@@ -482,23 +490,6 @@ def _subset(train: Split, config: TrainConfig) -> Split:
         return train
     order = generator(config, Purpose.SUBSET, 0).permutation(len(train))
     return train.take(np.sort(order[: config.max_train_images]))
-
-
-def _optimizer(network: Supernet, config: TrainConfig) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; decay acts once a step, not on batch norms and biases."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.ndim == 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=True, foreach=True
-    )
-    for parameter in network.parameters():  # children that are never drawn must not matter
-        parameter.grad = torch.zeros_like(parameter)
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
 
 
 @contextmanager

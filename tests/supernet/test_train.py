@@ -419,9 +419,7 @@ def test_decay_acts_once_a_step(tiny_space: SearchSpace, toy_data: ImageData, ou
     weights = [p for p in run._network.parameters() if p.ndim > 1]
     before = [weight.detach().clone() for weight in weights]
     rate = learning_rate(config, 0, 4)
-    for group in run._optimizer.param_groups:
-        group["lr"] = rate
-    run._optimizer.step()
+    run._optimizer.step(rate / config.learning_rate)
     for old, new in zip(before, weights, strict=True):
         assert torch.allclose(new, old * (1 - rate * 0.5 * (1 + config.momentum)), atol=1e-6)
 

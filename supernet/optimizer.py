@@ -1,0 +1,122 @@
+"""The optimizer of a supernet: momentum, orthogonalised for dense weights if the recipe says so.
+
+Decisions
+- SGD with Nesterov momentum for all, or for all but dense weights, those of convolutions that mix
+  channels and of the classifier. Their momentum is replaced by the nearest orthogonal matrix (Muon:
+  K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024): all directions
+  of a weight learn at one speed, also those that few children ask for. Depthwise kernels are no
+  matrices, each channel has its own.
+- `torch.optim.Muon` takes parameters of two dimensions only, and computes in bfloat16, which
+  processors without instructions for it emulate.
+- The one buffer of both kinds is the momentum, so a training state has one form.
+- What no child has used has no gradient and stays as it is: rows and columns of zeros stay zeros in
+  the orthogonal matrix too.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["SupernetOptimizer"]
+
+_STEPS = 5
+_FACTORS = (3.4445, -4.7750, 2.0315)  # Jordan's quintic, which takes singular values to about one
+_EPSILON = 1e-7
+_BUFFER = "momentum_buffer"
+
+
+class _OrthogonalMomentum(torch.optim.Optimizer):
+    """Moves matrices by their orthogonalised Nesterov momentum; decay is decoupled."""
+
+    def __init__(self, matrices: list[nn.Parameter], momentum: float, weight_decay: float) -> None:
+        defaults = {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(matrices, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step."""
+        del closure
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                buffer = self.state[parameter][_BUFFER]
+                buffer.mul_(group["momentum"]).add_(parameter.grad)
+                ahead = parameter.grad.add(buffer, alpha=group["momentum"])
+                update = _orthogonalised(ahead.flatten(1))
+                rows, columns = update.shape
+                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.reshape(parameter.shape), alpha=-rate)
+
+
+class SupernetOptimizer:
+    """Moves the parameters of a network, whose gradients it makes room for.
+
+    `rate` and `orthogonal_rate` are learning rates; with an orthogonal rate of zero dense weights
+    learn as the others do. Decay acts once a step, not on batch norms and biases.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        rate: float,
+        orthogonal_rate: float,
+        momentum: float,
+        weight_decay: float,
+    ) -> None:
+        self._parameters = list(network.parameters())
+        dense = [p for p in self._parameters if orthogonal_rate > 0.0 and _is_dense(p)]
+        plain = [p for p in self._parameters if not (orthogonal_rate > 0.0 and _is_dense(p))]
+        groups = [
+            {"params": [p for p in plain if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in plain if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        sgd = torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=True, foreach=True)
+        self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(sgd, rate)]
+        if dense:
+            orthogonal = _OrthogonalMomentum(dense, momentum, weight_decay)
+            self._optimizers.append((orthogonal, orthogonal_rate))
+        for optimizer, _ in self._optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:  # children that are never drawn must not matter
+                    parameter.grad = torch.zeros_like(parameter)
+                    optimizer.state[parameter][_BUFFER] = torch.zeros_like(parameter)
+
+    def zero_gradients(self) -> None:
+        """Set all gradients to zero, in place."""
+        for optimizer, _ in self._optimizers:
+            optimizer.zero_grad(set_to_none=False)
+
+    def step(self, share: float) -> None:
+        """Take one step, at this share of the learning rates."""
+        for optimizer, rate in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+            optimizer.step()
+
+    def momenta(self) -> list[Tensor]:
+        """The momentum of each parameter, in the order of `network.parameters()`."""
+        states: dict[Any, dict[str, Tensor]] = {}
+        for optimizer, _ in self._optimizers:
+            states |= optimizer.state
+        return [states[parameter][_BUFFER] for parameter in self._parameters]
+
+
+def _is_dense(parameter: Tensor) -> bool:
+    """Whether each output of this weight depends on several channels."""
+    return parameter.ndim > 1 and parameter.shape[1] > 1
+
+
+def _orthogonalised(matrix: Tensor) -> Tensor:
+    """About the nearest (semi-)orthogonal matrix, by Newton-Schulz iteration."""
+    linear, cubic, quintic = _FACTORS
+    x = matrix / (matrix.norm() + _EPSILON)
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.T
+    for _ in range(_STEPS):
+        product = x @ x.T
+        x = linear * x + (cubic * product + quintic * product @ product) @ x
+    return x.T if tall else x

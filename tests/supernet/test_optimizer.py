@@ -1,0 +1,77 @@
+"""The optimizer: which weights learn how, and that what is not used stays as it is."""
+
+import torch
+from torch import nn
+
+from bignas.supernet.network import Supernet
+from bignas.supernet.optimizer import SupernetOptimizer
+from bignas.supernet.space import SearchSpace
+
+SETTINGS = {"rate": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+
+
+def random_gradients(network: nn.Module, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        assert parameter.grad is not None
+        parameter.grad.normal_(generator=generator)
+
+
+def test_without_an_orthogonal_rate_it_is_sgd(tiny_space: SearchSpace) -> None:
+    ours, theirs = Supernet(tiny_space), Supernet(tiny_space)
+    optimizer = SupernetOptimizer(ours, orthogonal_rate=0.0, **SETTINGS)
+    reference = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    for step in range(3):
+        random_gradients(ours, step)
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert mine.grad is not None
+            other.grad = mine.grad.clone()
+        optimizer.step(0.5)
+        reference.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine, other)
+
+
+def test_dense_weights_move_orthogonally_and_others_by_sgd(tiny_space: SearchSpace) -> None:
+    network = Supernet(tiny_space)
+    optimizer = SupernetOptimizer(network, orthogonal_rate=0.02, **SETTINGS)
+    random_gradients(network)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    optimizer.step(1.0)
+    for old, gradient, parameter in zip(before, gradients, network.parameters(), strict=True):
+        moved = parameter.detach() - old
+        if moved.ndim > 1 and moved.shape[1] > 1:
+            matrix = moved.flatten(1)
+            longer = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+            values = torch.linalg.svdvals(matrix) / (0.02 * longer)
+            assert 0.5 < float(values.min()) <= float(values.max()) < 1.3
+        else:
+            assert torch.allclose(moved, -0.1 * 1.9 * gradient, atol=1e-6)
+
+
+def test_what_has_no_gradient_stays(tiny_space: SearchSpace) -> None:
+    network = Supernet(tiny_space)
+    optimizer = SupernetOptimizer(network, orthogonal_rate=0.02, **SETTINGS)
+    random_gradients(network)
+    weight = next(p for p in network.parameters() if p.ndim > 1 and p.shape[1] > 4)
+    assert weight.grad is not None
+    weight.grad[-2:] = 0
+    weight.grad[:, -3:] = 0
+    before = weight.detach().clone()
+    optimizer.step(1.0)
+    assert torch.equal(weight[-2:], before[-2:])
+    assert torch.equal(weight[:, -3:], before[:, -3:])
+    assert not torch.equal(weight, before)
+
+
+def test_momenta_come_in_the_order_of_the_parameters(tiny_space: SearchSpace) -> None:
+    network = Supernet(tiny_space)
+    optimizer = SupernetOptimizer(network, orthogonal_rate=0.02, **SETTINGS)
+    random_gradients(network)
+    gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    optimizer.step(1.0)
+    momenta = optimizer.momenta()
+    assert all(torch.equal(one, other) for one, other in zip(momenta, gradients, strict=True))
+    optimizer.zero_gradients()
+    assert all(not p.grad.any() for p in network.parameters() if p.grad is not None)
