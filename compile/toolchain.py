@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -154,15 +155,25 @@ def _link_in_folder(
         for number, path in enumerate(objects):
             shutil.copyfile(path, folder / f"kernel{number:04d}.o")
         units = [file for file in sources if file.endswith(".c")]
+        common = [*compiler, *FLAGS, *flags]
+        commands = [[*common, "-c", "-o", f"{unit}.o", unit] for unit in units]
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(_run, commands, [folder] * len(commands)):
+                pass
         kernels = [f"kernel{number:04d}.o" for number in range(len(objects))]
-        command = [*compiler, *FLAGS, *flags, "-o", OUTPUT, *units, *kernels, *libraries]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if result.returncode:
-            lines = result.stderr.strip().splitlines() or ["no message"]
-            reason = next((line for line in lines if "error:" in line), lines[0])
-            called = "zig cc" if ZIG in compiler else compiler[0]
-            raise ToolchainError(f"{called} failed: {reason}")
+        compiled = [f"{unit}.o" for unit in units]
+        _run([*common, "-o", OUTPUT, *compiled, *kernels, *libraries], folder)
         return (folder / OUTPUT).read_bytes()
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    """Run the compiler in a folder. Raises ToolchainError with what it says."""
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or ["no message"]
+        reason = next((line for line in lines if "error:" in line), lines[0])
+        called = "zig cc" if ZIG in command else command[0]
+        raise ToolchainError(f"{called} failed: {reason}")
 
 
 def _compiler(target: Target, standalone: bool) -> list[str]:
