@@ -118,5 +118,6 @@ def _orthogonalised(matrix: Tensor) -> Tensor:
         x = x.T
     for _ in range(_STEPS):
         product = x @ x.T
-        x = linear * x + (cubic * product + quintic * product @ product) @ x
+        mixed = torch.addmm(product, product, product, beta=cubic, alpha=quintic)
+        x = torch.addmm(x, mixed, x, beta=linear)
     return x.T if tall else x
