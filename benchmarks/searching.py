@@ -15,7 +15,8 @@ from bignas.device_db.errors import BudgetError
 from bignas.device_db.store import Store
 from bignas.latency.predictors import load_predictor
 from bignas.search.constraint import Limits
-from bignas.search.pipeline import SearchProgress, run_search
+from bignas.search.context import SearchProgress
+from bignas.search.pipeline import run_search
 from bignas.search.requirements import Site
 from bignas.search.result import EVALUATIONS, PRESELECTED_EVALUATIONS, SearchConfig
 from bignas.supernet.accuracy import AccuracyPredictor

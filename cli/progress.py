@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 if TYPE_CHECKING:  # the libraries behind these take seconds to import
     from bignas.latency.profile import ProfileProgress
-    from bignas.search.pipeline import SearchProgress
+    from bignas.search.context import SearchProgress
     from bignas.supernet.train import TrainProgress
 
 __all__ = ["Bars", "Step", "count_step", "profile_step", "search_step", "train_step"]

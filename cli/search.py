@@ -151,8 +151,9 @@ def search(
     from bignas.compile.objects import ObjectCache
     from bignas.device_db.store import Store
     from bignas.latency.predictors import load_predictor
+    from bignas.search.context import SearchProgress
     from bignas.search.many import run_searches
-    from bignas.search.pipeline import SearchProgress, run_search
+    from bignas.search.pipeline import run_search
     from bignas.search.requirements import Site
     from bignas.search.result import (
         EVALUATIONS,

@@ -11,7 +11,8 @@ from bignas.device_db.files import require_writable
 from bignas.device_db.store import Store
 from bignas.latency.predictors import save_predictor
 from bignas.latency.profile import ProfileProgress, fit_predictor, profile_space
-from bignas.search.pipeline import SearchProgress, run_search
+from bignas.search.context import SearchProgress
+from bignas.search.pipeline import run_search
 from bignas.search.result import RESULT, SearchConfig, SearchResult
 from bignas.supernet.checkpoint import load_checkpoint
 from bignas.supernet.data import DIGITS, load_data

@@ -14,7 +14,8 @@ from bignas.device_db.store import Store
 from bignas.latency.recording import Recorder
 from bignas.latency.subnets import measure_subnets, typical_weights_bytes
 from bignas.latency.tuning import ensure_networks_tuned
-from bignas.search.pipeline import Report, run_search
+from bignas.search.context import Report
+from bignas.search.pipeline import run_search
 from bignas.search.requirements import Requirements, Site
 from bignas.search.result import FORMAT_VERSION, SearchConfig, SearchResult
 from bignas.supernet.accuracy import AccuracyPredictor

@@ -16,48 +16,41 @@
 4. report      test images are looked at once, for the winner; result.json says what each figure is
 """
 
-import dataclasses
 import json
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bignas.compile.bundle import Bundle, record_measured
+from bignas.compile.bundle import Bundle
 from bignas.compile.codegen import code_hash
-from bignas.compile.manifest import Latency
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import (
     InfeasibleBudgetError,
     InputError,
-    MeasurementError,
-    VerificationError,
 )
 from bignas.device_db.files import require_writable, write_atomically
 from bignas.device_db.records import Device
 from bignas.device_db.store import Store
-from bignas.latency.bench import PROCESSES, bench_bundle
+from bignas.latency.bench import PROCESSES
 from bignas.latency.metrics import spread
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.recording import Recorder
-from bignas.latency.remote_bundle import BundleRunner, verify_on
 from bignas.latency.subnets import measure_subnets, typical_weights_bytes
 from bignas.latency.tuning import ensure_networks_tuned
 from bignas.search.anatomy import anatomy
-from bignas.search.deliver import deliver_child
+from bignas.search.context import Report, SearchContext, SearchProgress
+from bignas.search.delivery import Delivery
+from bignas.search.explore import Explorer, evaluated
 from bignas.search.pareto import pareto_front
-from bignas.search.preselect import preselect
 from bignas.search.refine import refinements
 from bignas.search.requirements import Requirements, Site
-from bignas.search.resources import delivered
 from bignas.search.result import (
-    BUNDLE,
     RESULT,
     AccuracyUse,
     Candidate,
@@ -66,24 +59,18 @@ from bignas.search.result import (
     SearchConfig,
     SearchResult,
 )
-from bignas.search.strategy import create_strategy
 from bignas.search.trial import Trial
-from bignas.search.trial_log import TrialLog
 from bignas.supernet.accuracy import AccuracyPredictor
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.checkpoint import Checkpoint
 from bignas.supernet.children import ChildEvaluator
-from bignas.supernet.data import ImageData, SplitName, preprocess
-from bignas.supernet.evaluate import extract_calibrated, predict
+from bignas.supernet.data import ImageData, SplitName
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import SearchSpace
 
-__all__ = ["SearchProgress", "run_search"]
+__all__ = ["run_search"]
 
-BATCH = 16
-PRESELECTED_BATCH = 8  # evaluated before they are logged, where predictions chose them
 CALIBRATION_IMAGES = 512  # while exploring; finalists get the whole calibration split
-SUGGESTIONS_PER_EVALUATION = 60  # bound on how long a strategy may look for feasible architectures
 FRONT_MEMBERS = 8
 ROUNDS = 4  # of finalists, until one keeps the promise
 REFINEMENTS = 24  # at most, evaluated where finalists leave room; half of them before measuring
@@ -93,21 +80,7 @@ HEADROOM = (
     0.005  # of a budget, at least: on a quiet machine binaries came out up to 0.4% slower later
 )
 DEVIATIONS = 2.5  # of the same binary in another process, that are left of a budget
-BUNDLES = "bundles"  # those for further devices
 
-
-@dataclass(frozen=True, slots=True)
-class SearchProgress:
-    """Where a search stands; `note` names the best so far."""
-
-    phase: str
-    done: int
-    total: int
-    eta_seconds: float
-    note: str
-
-
-Report = Callable[[SearchProgress], None]
 Array = NDArray[np.float64]
 
 
@@ -139,15 +112,20 @@ def run_search(
         CheckpointError, OutputError, MeasurementError, ToolchainError, VerificationError.
     """
     sites = (Site(device, cache, predictor, config.budget_ms), *others)
+    data = checkpoint.align(data)
     search = _Search(
-        network, checkpoint, checkpoint.align(data), store, sites, config, out,
-        progress or (lambda _: None), accuracy, processes,
+        SearchContext(
+            network, checkpoint, data, store,
+            tuple(replace(one, predictor=one.predictor.for_space(network.space)) for one in sites),
+            config, out, progress or (lambda _: None), _fitting(accuracy, checkpoint, data),
+            processes,
+        )
     )  # fmt: skip
     require_writable(out / RESULT)
     search.requirements.require_feasible(config.seed)
     question = _question(network.space, checkpoint, sites, config, accuracy)
     with search.exploring, search.final:
-        result = search.finish(checkpoint, search.explore(question))
+        result = search.finish(search.explorer.explore(question))
     text = json.dumps(result.to_dict(), indent=1) + "\n"
     write_atomically(out / RESULT, text.encode())
     return result
@@ -161,7 +139,7 @@ def _question(
     accuracy: AccuracyPredictor | None,
 ) -> dict[str, Any]:
     return {
-        **dataclasses.asdict(config),
+        **asdict(config),
         "space": space.digest,
         "data": checkpoint.data_digest,
         "step": checkpoint.step,
@@ -174,129 +152,28 @@ def _question(
 class _Search:
     """The parts of one search, which share its question."""
 
-    def __init__(
-        self,
-        network: Supernet,
-        checkpoint: Checkpoint,
-        data: ImageData,
-        store: Store,
-        sites: Sequence[Site],
-        config: SearchConfig,
-        out: Path,
-        report: Report,
-        accuracy: AccuracyPredictor | None = None,
-        processes: int = 1,
-    ) -> None:
-        self.network = network
-        self.space = network.space
-        self.data = data
-        self.store = store
-        self.sites = tuple(
-            dataclasses.replace(site, predictor=site.predictor.for_space(self.space))
-            for site in sites
-        )
+    def __init__(self, context: SearchContext) -> None:
+        checkpoint, data, store = context.checkpoint, context.data, context.store
+        config = context.config
+        self.context = context
+        self.space = context.space
+        self.sites = context.sites
         self.config = config
-        self.out = out
-        self.report = report
-        self.accuracy = _fitting(accuracy, checkpoint, data)
+        self.report = context.report
         self.final = ChildEvaluator(checkpoint, data, store)
-        self.exploring = self.final if accuracy is not None else ChildEvaluator(
+        self.exploring = self.final if context.accuracy is not None else ChildEvaluator(
             checkpoint, data, store, SplitName.VALIDATION, config.validation_images,
             CALIBRATION_IMAGES,
         )  # fmt: skip
-        self.processes = processes
-        self.predicted = 0  # accuracies, to choose what is evaluated
         lasting = max(site.predictor.repeatability for site in self.sites)
         self.headroom = max(HEADROOM, DEVIATIONS * lasting)
         self.requirements = Requirements(
             self.space, self.sites, config.confidence, config.limits
         ).leaving(self.headroom, config.seed)
+        self.explorer = Explorer(context, self.requirements, self.exploring)
+        self.delivery = Delivery(context)
 
-    # --- exploring --------------------------------------------------------------------------------
-
-    def explore(self, question: dict[str, Any]) -> list[Trial]:
-        """Let the strategy look around; return all trials."""
-        log = TrialLog(self.out, question)
-        if self.accuracy is not None:
-            return self._explore_preselected(log, self.accuracy)
-        strategy = create_strategy(self.config.strategy, self.space, self.config.seed)
-        trials: list[Trial] = []
-        for batch in log.read():
-            strategy.tell(batch)
-            trials += batch
-        limit = self.config.evaluations * SUGGESTIONS_PER_EVALUATION
-        start, before = time.monotonic(), _evaluated(trials)
-        while _evaluated(trials) < self.config.evaluations and len(trials) < limit:
-            suggestions = strategy.suggest(BATCH)
-            if not suggestions:
-                break
-            batch = self._evaluate_batch(suggestions, _evaluated(trials))
-            log.append(batch)
-            strategy.tell(batch)
-            trials += batch
-            self._report_exploring(trials, start, before)
-        return trials
-
-    def _explore_preselected(self, log: TrialLog, accuracy: AccuracyPredictor) -> list[Trial]:
-        """Let the strategy look around by prediction; evaluate what it finds best."""
-
-        def judge(suggestions: Sequence[Architecture]) -> list[Trial]:
-            tops = accuracy.predict(suggestions).tolist()
-            return [
-                Trial(architecture, latency_ms, load, top1 if load <= 1 else None)
-                for (architecture, latency_ms, load), top1 in zip(
-                    self._priced(suggestions), tops, strict=True
-                )
-            ]
-
-        config = self.config
-        self.report(SearchProgress("predict", 0, 1, 0.0, ""))
-        strategy = create_strategy(config.strategy, self.space, config.seed)
-        front = config.objective is Objective.ACCURACY_AND_LATENCY
-        found = preselect(strategy, judge, config.evaluations, front=front)
-        self.report(SearchProgress("predict", 1, 1, 0.0, ""))
-        self.predicted = found.predicted
-        trials = [one for batch in log.read() for one in batch]
-        start, before = time.monotonic(), _evaluated(trials)
-        known = {one.architecture for one in trials}
-        waiting = [one for one in found.chosen if one not in known]
-        waiting = waiting[: config.evaluations - before]
-        for first in range(0, len(waiting), PRESELECTED_BATCH):
-            chosen = waiting[first : first + PRESELECTED_BATCH]
-            batch = self._evaluate_batch(chosen, _evaluated(trials))
-            log.append(batch)
-            trials += batch
-            self._report_exploring(trials, start, before)
-        return trials
-
-    def _evaluate_batch(self, suggestions: Sequence[Architecture], done: int) -> list[Trial]:
-        priced = self._priced(suggestions)
-        keeping = [architecture for architecture, _, load in priced if load <= 1]
-        chosen = keeping[: max(0, self.config.evaluations - done)]
-        top1 = dict(zip(chosen, self.exploring.evaluate(chosen, self.processes), strict=True))
-        return [
-            Trial(architecture, latency_ms, load, top1.get(architecture))
-            for architecture, latency_ms, load in priced
-        ]
-
-    def _priced(
-        self, architectures: Sequence[Architecture]
-    ) -> list[tuple[Architecture, float, float]]:
-        """Architectures with their predicted latency in ms and their load."""
-        latencies_ms = self.sites[0].predictor.predict(architectures).latency_ms
-        loads = self.requirements.loads(architectures)
-        return list(zip(architectures, latencies_ms.tolist(), loads.tolist(), strict=True))
-
-    def _report_exploring(self, trials: Sequence[Trial], start: float, before: int) -> None:
-        done, total = _evaluated(trials), self.config.evaluations
-        pace = (time.monotonic() - start) / max(1, done - before)
-        best = max((one.top1 or 0.0 for one in trials if one.feasible), default=0.0)
-        note = f"best {best:.2%}" if best else "nothing feasible yet"
-        self.report(SearchProgress("explore", done, total, pace * (total - done), note))
-
-    # --- finalists --------------------------------------------------------------------------------
-
-    def finish(self, checkpoint: Checkpoint, trials: Sequence[Trial]) -> SearchResult:
+    def finish(self, trials: Sequence[Trial]) -> SearchResult:
         """Measure the finalists and the front, deliver the best that keeps the promise."""
         waiting = [one for one in trials if one.feasible and one.top1 is not None]
         if not waiting:
@@ -316,7 +193,7 @@ class _Search:
             candidates += self._spend_rest(trials, final, [*measured, *candidates])
             measured += candidates
             looked_at |= {one.architecture: one for one in final}
-            delivered = self._deliver_best(checkpoint, candidates, self.headroom)
+            delivered = self.delivery.deliver_best(candidates, self.headroom)
             if delivered is not None:
                 return self._result(*delivered, measured, list(looked_at.values()))
             requirements = self._informed(measured)
@@ -324,7 +201,7 @@ class _Search:
             final = _reloaded(final, requirements)
             if not waiting and not _unmeasured(final, measured):
                 break
-        delivered = self._deliver_best(checkpoint, measured, headroom=0.0)
+        delivered = self.delivery.deliver_best(measured, headroom=0.0)
         if delivered is not None:
             return self._result(*delivered, measured, list(looked_at.values()))
         fastest = min((one.measured_ms for one in measured), default=float("nan"))
@@ -350,7 +227,7 @@ class _Search:
         self.report(SearchProgress("finalists", 0, len(architectures), 0.0, ""))
         top1 = self.final.evaluate(
             architectures,
-            self.processes,
+            self.context.processes,
             lambda done, total: self.report(SearchProgress("finalists", done, total, 0.0, "")),
         )
         return [
@@ -453,7 +330,7 @@ class _Search:
         kernels = ensure_networks_tuned(
             layers,
             site.device,
-            self.store,
+            self.context.store,
             site.cache,
             self._report_tuning,
             typical_weights_bytes(self.space),
@@ -463,7 +340,7 @@ class _Search:
             self.space, architectures, kernels, site.device, site.cache, recorder,
             processes=PROCESSES,
         )  # fmt: skip
-        self.store.add_measurements(records)
+        self.context.store.add_measurements(records)
         medians_ms = [one.p50_ns / 1e6 if one.ok else np.nan for one in records]
         return np.array(medians_ms).reshape(PROCESSES, len(architectures)).T
 
@@ -491,66 +368,9 @@ class _Search:
             )
         macs, params = self.space.macs(architecture), self.space.params(architecture)
         predicted_top1 = None
-        if self.accuracy is not None:
-            predicted_top1 = float(self.accuracy.predict([architecture])[0])
+        if self.context.accuracy is not None:
+            predicted_top1 = float(self.context.accuracy.predict([architecture])[0])
         return Candidate(architecture, top1, macs, params, tuple(latencies), predicted_top1)
-
-    # --- delivering -------------------------------------------------------------------------------
-
-    def _deliver_best(
-        self, checkpoint: Checkpoint, candidates: Sequence[Candidate], headroom: float
-    ) -> tuple[dict[str, Bundle], Candidate] | None:
-        """Deliver the most accurate candidate that keeps its budgets, with headroom to spare.
-
-        None when no candidate does, or none whose binary does.
-        """
-        keeping = [one for one in candidates if one.keeps(headroom)]
-        keeping.sort(key=lambda one: (-one.top1, one.measured_ms))
-        for number, candidate in enumerate(keeping):
-            self.report(SearchProgress("deliver", number, len(keeping), 0.0, ""))
-            bundles, best = self._deliver(checkpoint, candidate)
-            if best.keeps(headroom) and self._is_small_enough(bundles):
-                return bundles, best
-        return None
-
-    def _deliver(
-        self, checkpoint: Checkpoint, candidate: Candidate
-    ) -> tuple[dict[str, Bundle], Candidate]:
-        """Write and measure a bundle for each device; also the candidate as measured then."""
-        bundles: dict[str, Bundle] = {}
-        latencies: list[LatencyAt] = []
-        for site, latency in zip(self.sites, candidate.latencies, strict=True):
-            bundle, measured = self._deliver_at(site, checkpoint, candidate.architecture)
-            bundles[site.device.name] = bundle
-            latencies.append(dataclasses.replace(latency, measured_ms=measured.latency_ms))
-        return bundles, dataclasses.replace(candidate, latencies=tuple(latencies))
-
-    def _deliver_at(
-        self, site: Site, checkpoint: Checkpoint, architecture: Architecture
-    ) -> tuple[Bundle, Latency]:
-        bundle = deliver_child(
-            self.network, checkpoint, architecture, self.data, site.device, self.store,
-            site.cache, self.out / self._place(site), site.predictor,
-        )  # fmt: skip
-        verification = verify_on(bundle, site.device)
-        if not verification.ok:
-            raise VerificationError(
-                f"the binary differs from its ONNX model by {verification.max_abs_error:.2g}"
-            )
-        measured = bench_bundle(bundle, device=site.device)
-        return record_measured(bundle, measured), measured
-
-    def _place(self, site: Site) -> str:
-        return BUNDLE if site is self.sites[0] else f"{BUNDLES}/{site.device.name}"
-
-    def _is_small_enough(self, bundles: dict[str, Bundle]) -> bool:
-        """Whether the bundles keep the limits of resources, as their manifests tell."""
-        limits = self.config.limits.given()
-        return all(
-            used <= limits.get(name, used)
-            for bundle in bundles.values()
-            for name, used in delivered(bundle.manifest).items()
-        )
 
     def _result(
         self,
@@ -561,7 +381,7 @@ class _Search:
     ) -> SearchResult:
         first = self.sites[0]
         bundle = bundles[first.device.name]
-        test_top1, agreement = self._prove(bundle, first.device, best.architecture)
+        test_top1, agreement = self.delivery.prove(bundle, first.device, best.architecture)
         keeping = [one for one in candidates if one.kept]
         measured = [Trial(one.architecture, one.measured_ms, 1.0, one.top1) for one in keeping]
         on_front = {trial.architecture for trial in pareto_front(measured)}
@@ -572,37 +392,17 @@ class _Search:
             best=best,
             front=tuple(sorted(front, key=lambda one: one.measured_ms)),
             finalists=tuple(sorted(candidates, key=lambda one: one.measured_ms)),
-            bundles={site.device.name: self._place(site) for site in self.sites},
+            bundles={site.device.name: self.delivery.place(site) for site in self.sites},
             kernels=anatomy(first.predictor, best.architecture),
             test_top1=test_top1,
             binary_agreement=agreement,
-            evaluated=_evaluated(trials),
+            evaluated=evaluated(trials),
             suggested=len(trials),
             accuracy=None
-            if self.accuracy is None
-            else AccuracyUse(self.predicted, self.accuracy.error),
+            if self.context.accuracy is None
+            else AccuracyUse(self.explorer.predicted, self.context.accuracy.error),
             headroom=self.headroom,
         )
-
-    def _prove(
-        self, bundle: Bundle, device: Device, architecture: Architecture
-    ) -> tuple[float, float]:
-        """Run the binary on the test images: its accuracy, and its agreement with the child."""
-        test = self.data.test
-        self.report(SearchProgress("test", 0, len(test), 0.0, ""))
-        child = extract_calibrated(self.network, architecture, self.data)
-        expected = predict(child, test.images, self.data.mean, self.data.std).argmax(axis=1)
-        size = architecture.resolution
-        runner = BundleRunner(bundle, device)
-        if runner.input_floats != self.space.in_channels * size * size:
-            raise MeasurementError("the binary's input does not fit the architecture")
-        classes = []
-        for start in range(0, len(test), runner.batch):
-            images = test.images[start : start + runner.batch]
-            inputs = preprocess(images, size, self.data.mean, self.data.std)
-            classes.append(runner.run(inputs.numpy()).argmax(axis=1))
-        found = np.concatenate(classes)
-        return float(np.mean(found == test.labels)), float(np.mean(found == expected))
 
 
 def _unmeasured(final: Sequence[Trial], measured: Sequence[Candidate]) -> list[Trial]:
@@ -614,19 +414,12 @@ def _unmeasured(final: Sequence[Trial], measured: Sequence[Candidate]) -> list[T
 def _loaded(trials: Sequence[Trial], requirements: Requirements) -> list[Trial]:
     """The trials with their loads as they are known now."""
     loads = requirements.loads([one.architecture for one in trials])
-    return [
-        dataclasses.replace(one, load=load)
-        for one, load in zip(trials, loads.tolist(), strict=True)
-    ]
+    return [replace(one, load=load) for one, load in zip(trials, loads.tolist(), strict=True)]
 
 
 def _reloaded(trials: Sequence[Trial], requirements: Requirements) -> list[Trial]:
     """The trials with their loads as they are known now, without those that break a limit."""
     return [one for one in _loaded(trials, requirements) if one.feasible]
-
-
-def _evaluated(trials: Sequence[Trial]) -> int:
-    return sum(1 for one in trials if one.top1 is not None)
 
 
 def _fitting(

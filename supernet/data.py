@@ -169,7 +169,7 @@ def _folder(name_or_folder: str) -> Path | None:
 def _is_complete(folder: Path, sources: Mapping[str, "StoredSplit"]) -> bool:
     """Whether all images lie in the folder; those of a table may lie elsewhere."""
     files = {path for source in sources.values() for path in source.files()}
-    return all(path and Path(path).is_relative_to(folder) for path in files)
+    return all(Path(path).is_relative_to(folder) for path in files)
 
 
 def _listing(folder: Path) -> str:

@@ -112,7 +112,7 @@ def _is_dense(parameter: Tensor) -> bool:
 def _orthogonalised(matrix: Tensor) -> Tensor:
     """About the nearest (semi-)orthogonal matrix, by Newton-Schulz iteration."""
     linear, cubic, quintic = _FACTORS
-    x = matrix / (matrix.norm() + _EPSILON)
+    x: Tensor = matrix / (matrix.norm() + _EPSILON)
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T

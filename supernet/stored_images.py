@@ -66,18 +66,16 @@ class StoredSplit:
         with pa.ipc.new_stream(pa.PythonFile(_Hashing(digest), mode="w"), table.schema) as stream:
             stream.write_table(table)
         for path in self.files():
-            with suppress(OSError, TypeError):  # decoding says what is wrong with it
+            with suppress(OSError):  # decoding says what is wrong with it
                 status = Path(path).stat()
                 digest.update(repr((path, status.st_size, status.st_mtime_ns)).encode())
 
-    def files(self) -> list[str | None]:
+    def files(self) -> list[str]:
         """The files of images that are not stored in the table itself."""
         content = self.table.column(self.image_column)
         elsewhere = compute.is_null(compute.struct_field(content, "bytes"))
-        found: list[str | None] = (
-            compute.struct_field(content, "path").filter(elsewhere).to_pylist()
-        )
-        return found
+        paths = compute.struct_field(content, "path").filter(elsewhere).to_pylist()
+        return [path for path in paths if path]
 
     def open(self, row: Mapping[str, Any] | None, index: int) -> Image.Image:
         """Open an image without decoding it."""

@@ -8,7 +8,7 @@ from bignas.cli import progress
 from bignas.cli.demo import STEPS
 from bignas.cli.progress import Bars, Step, count_step
 from bignas.latency.profile import Phase, ProfileProgress
-from bignas.search.pipeline import SearchProgress
+from bignas.search.context import SearchProgress
 from bignas.supernet.train import TrainProgress
 
 

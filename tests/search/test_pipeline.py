@@ -23,7 +23,8 @@ from bignas.latency.profile import fit_predictor, profile_space, space_workloads
 from bignas.latency.protocol import evidence_hash
 from bignas.search import pipeline
 from bignas.search import strategy as registry
-from bignas.search.pipeline import SearchProgress, run_search
+from bignas.search.context import SearchContext, SearchProgress
+from bignas.search.pipeline import run_search
 from bignas.search.requirements import Site
 from bignas.search.result import SearchConfig
 from bignas.search.strategy import BUILT_IN
@@ -85,8 +86,11 @@ def _opened_search(
         site = Site(device, cache, predictor, config.budget_ms)
         checkpoint = _checkpoint(space, data)
         yield pipeline._Search(
-            checkpoint.network(), checkpoint, data, store, [site], config, out, print
-        )
+            SearchContext(
+                checkpoint.network(), checkpoint, data, store, (site,), config, out, print,
+                accuracy=None, processes=1,
+            )
+        )  # fmt: skip
 
 
 def _explore(
@@ -111,10 +115,13 @@ def _explore(
         site = Site(device, ObjectCache(device.target), _predictor(space), config.budget_ms)
         checkpoint = _checkpoint(space, data)
         search = pipeline._Search(
-            checkpoint.network(), checkpoint, data, store, [site], config, out, interrupt, accuracy
-        )
+            SearchContext(
+                checkpoint.network(), checkpoint, data, store, (site,), config, out, interrupt,
+                accuracy, processes=1,
+            )
+        )  # fmt: skip
         search.requirements.require_feasible(config.seed)
-        return search.explore({"config": repr(config)})
+        return search.explorer.explore({"config": repr(config)})
 
 
 def _middle_budget_ms(space: SearchSpace) -> float:
