@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bignas.device_db.errors import InputError
 from bignas.device_db.store import Store
 from bignas.search.requirements import Site
 from bignas.search.result import SearchConfig
@@ -35,7 +36,8 @@ class SearchContext:
     """One search: its supernet and images, its devices, what is asked, and where results go.
 
     `accuracy` chooses what is evaluated, in so many `processes` at a time. The predictors of the
-    sites are about the space of the network.
+    sites are about the space of the network. Raises InputError when `accuracy` is about other
+    weights or data.
     """
 
     network: Supernet
@@ -48,6 +50,11 @@ class SearchContext:
     report: Report
     accuracy: AccuracyPredictor | None
     processes: int
+
+    def __post_init__(self) -> None:
+        weights, images = self.checkpoint.digest, self.data.digest
+        if self.accuracy is not None and not self.accuracy.matches(weights, images):
+            raise InputError("the accuracy predictor is about other weights or data")
 
     @property
     def space(self) -> SearchSpace:

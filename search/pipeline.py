@@ -32,7 +32,6 @@ from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import (
     InfeasibleBudgetError,
-    InputError,
 )
 from bignas.device_db.files import require_writable, write_atomically
 from bignas.device_db.records import Device
@@ -117,7 +116,7 @@ def run_search(
         SearchContext(
             network, checkpoint, data, store,
             tuple(replace(one, predictor=one.predictor.for_space(network.space)) for one in sites),
-            config, out, progress or (lambda _: None), _fitting(accuracy, checkpoint, data),
+            config, out, progress or (lambda _: None), accuracy,
             processes,
         )
     )  # fmt: skip
@@ -420,12 +419,3 @@ def _loaded(trials: Sequence[Trial], requirements: Requirements) -> list[Trial]:
 def _reloaded(trials: Sequence[Trial], requirements: Requirements) -> list[Trial]:
     """The trials with their loads as they are known now, without those that break a limit."""
     return [one for one in _loaded(trials, requirements) if one.feasible]
-
-
-def _fitting(
-    accuracy: AccuracyPredictor | None, checkpoint: Checkpoint, data: ImageData
-) -> AccuracyPredictor | None:
-    """Return the predictor; InputError when it is about other weights or data."""
-    if accuracy is not None and not accuracy.matches(checkpoint.digest, data.digest):
-        raise InputError("the accuracy predictor is about other weights or data")
-    return accuracy
