@@ -40,6 +40,7 @@ STUDY: dict[str, dict[str, Any]] = {
     "average 0.99": {"average_decay": 0.99},
     "decay 5e-4": {"weight_decay": 5e-4},
     "no smoothing": {"label_smoothing": 0.0},
+    "orthogonal 0.05": {"orthogonal_rate": 0.05},
 }
 
 
