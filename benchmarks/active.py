@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bignas.device_db.errors import InputError
 from bignas.latency.metrics import mape
-from bignas.latency.published import load_table
+from bignas.latency.published_files import load_table
 from bignas.latency.transfer import choose_batch, transfer
 from bignas.latency.transfer_prior import TransferProblem, components
 

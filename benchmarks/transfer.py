@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from bignas.device_db.errors import InputError
 from bignas.latency.metrics import mape, spearman, within
-from bignas.latency.published import PublishedTable, load_table
+from bignas.latency.published import PublishedTable
+from bignas.latency.published_files import load_table
 from bignas.latency.transfer import transfer
 
 Array = NDArray[np.float64]

@@ -21,7 +21,8 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from bignas.device_db.errors import InputError
 from bignas.latency.metrics import mape
-from bignas.latency.published import TransformerTable, load_transformers
+from bignas.latency.published import TransformerTable
+from bignas.latency.published_files import load_transformers
 from bignas.latency.transformer import TransformerPredictor
 
 Array = NDArray[np.float64]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bignas.device_db.errors import InputError
-from bignas.latency.published import load_table, load_transformers
+from bignas.latency.published_files import load_table, load_transformers
 
 OPERATORS = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3"]
 
