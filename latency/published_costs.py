@@ -9,9 +9,8 @@ __all__ = ["SKIPPED", "option_costs"]
 
 Array = NDArray[np.float64]
 
-SKIPPED = re.compile(
-    r"none|skip|zero|identity", re.IGNORECASE
-)  # names of options that compute nothing
+# names of options that compute nothing
+SKIPPED = re.compile(r"none|skip|zero|identity", re.IGNORECASE)
 _BLOCK = re.compile(r"k(\d+)_e(\d+)(?:_g(\d+))?")
 _CONV = re.compile(r"conv_(\d+)x\1")
 # Channels, blocks and stride of each stage (Wu et al., "FBNet", CVPR 2019, table 1).
