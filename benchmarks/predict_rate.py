@@ -70,12 +70,12 @@ def rate(space: SearchSpace, count: int, repeats: int) -> dict[str, float]:
     assert trees is not None
     assert ridge is not None
     features = network_features(predictor.sums(architectures))
-    rows = np.clip(features, ridge.low, ridge.high).astype(np.float32)
-    boosting = _seconds(lambda: trees.inplace_predict(rows, predict_type="margin"), repeats)
+    rows = np.clip(features, ridge.low, ridge.high)
+    boosting = _seconds(lambda: trees.predict(rows), repeats)
     return {
         "architectures_per_second": round(count / whole),
         "xgboost_share": round(boosting / whole, 3),
-        "trees": trees.num_boosted_rounds(),
+        "trees": len(trees),
         "features": features.shape[1],
     }
 

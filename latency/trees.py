@@ -47,6 +47,10 @@ class Trees:
         grown = self._booster.inplace_predict(values, predict_type="margin")
         return np.asarray(grown, dtype=np.float64)
 
+    def __len__(self) -> int:
+        """How many trees there are."""
+        return int(self._booster.num_boosted_rounds())
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON document that they are made of."""
         return dict(self._document)

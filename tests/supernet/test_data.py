@@ -1,6 +1,7 @@
 """Data sets made on the spot: what is read, how it is split, and what is refused."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -32,7 +33,10 @@ def pictures(count: int, side: int = 8, seed: int = 0) -> list[np.ndarray]:
 
 
 def write(
-    folder: Path, images: list[bytes | Path], labels: list[int] | None = None, split: str = "train"
+    folder: Path,
+    images: Sequence[bytes | Path],
+    labels: list[int] | None = None,
+    split: str = "train",
 ) -> Path:
     """One parquet file as the hub has them."""
     labels = [index % 2 for index in range(len(images))] if labels is None else labels
