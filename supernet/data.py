@@ -169,13 +169,16 @@ def _folder(name_or_folder: str) -> Path | None:
 def _is_complete(folder: Path, sources: Mapping[str, "StoredSplit"]) -> bool:
     """Whether all images lie in the folder; those of a table may lie elsewhere."""
     files = {path for source in sources.values() for path in source.files()}
-    return all(Path(path).is_relative_to(folder) for path in files)
+    inside = folder.resolve()
+    return all(Path(path).resolve().is_relative_to(inside) for path in files)
 
 
-def _listing(folder: Path) -> str:
-    """Identify a folder by what its files look like, unread."""
+def _listing(folder: Path) -> str | None:
+    """Identify a folder by how its files look, unread; None where linked folders hide some."""
     digest = hashlib.sha256(f"{_DECODING} {folder.resolve()}".encode())
     for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and path.is_dir():
+            return None
         with suppress(OSError):  # reading it says what is wrong with it
             status = path.stat()
             times = (status.st_mtime_ns, status.st_ctime_ns)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bignas.device_db.errors import DataError
-from bignas.supernet.data import ImageData, SplitName, load_data, preprocess
+from bignas.supernet.data import ImageData, SplitName, _listing, load_data, preprocess
 
 
 @pytest.fixture(autouse=True)
@@ -253,6 +253,18 @@ def test_images_in_files_that_change(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert load_data(str(tmp_path / "pets")).digest != first.digest
     forbid_decoding(monkeypatch)
     load_data(str(tmp_path / "pets"))
+    monkeypatch.chdir(tmp_path)
+    load_data("pets")
+    monkeypatch.setattr("bignas.supernet.stored_images.datasets.load_dataset", decode_nothing)
+    load_data("pets")
+
+
+def test_files_in_linked_folders_that_change(folder: Path, tmp_path: Path) -> None:
+    elsewhere = write(tmp_path / "elsewhere", [png(pixels) for pixels in pictures(40)])
+    folder.mkdir()
+    assert _listing(folder) is not None
+    (folder / "train").symlink_to(elsewhere, target_is_directory=True)
+    assert _listing(folder) is None
 
 
 @pytest.mark.parametrize("part", ["train.images", "calibration.images", "test.labels", "none"])
