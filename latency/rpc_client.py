@@ -39,11 +39,14 @@ class _Session:
     """The files and the program of one request on one server; use it as a context manager.
 
     Its end must be in order, between two calls: TVM's server (tvm/rpc/server.py) stops serving for
-    good when a connection is reset.
+    good when a connection is reset. So `ending` is looked at after each one.
     """
 
-    def __init__(self, request: Request, host: str, port: int, word: str) -> None:
+    def __init__(
+        self, request: Request, host: str, port: int, word: str, ending: "_Ending"
+    ) -> None:
         self._request = request
+        self._ending = ending
         self._place = f"{host}:{port}"
         with self._errors():
             self._remote = rpc.connect(host, port, word, session_timeout=request.session_seconds)
@@ -157,6 +160,7 @@ class _Session:
                     f" {_text(error).rpartition('server  ')[2]}"
                 ) from None
             raise ServerLostError(f"the RPC server {self._place} fails: {_text(error)}") from None
+        self._ending.heed()
 
 
 def _text(error: BaseException) -> str:
@@ -174,11 +178,31 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _serve(request: Request, script: str) -> None:
+class _Ending:
+    """Whether SIGTERM came. Its handler raises nothing: TVM's client calls it inside of a call."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: object) -> None:
+        self._asked = True
+
+    def heed(self) -> None:
+        """End the program if it is asked to."""
+        if self._asked:
+            raise SystemExit(1)
+
+
+def _serve(request: Request, script: str, ending: _Ending) -> None:
+    def waiting() -> None:
+        _say(Sign.ALIVE)
+        ending.heed()
+
     with Tracker(request.host, request.port) as tracker:
         tracker.count(request.key)
-        place = tracker.request(request.key, lambda: _say(Sign.ALIVE))
-    with _Session(request, *place) as session:
+        place = tracker.request(request.key, waiting)
+    with _Session(request, *place, ending) as session:
         facts = session.describe()
         if not request.command:
             return
@@ -187,17 +211,13 @@ def _serve(request: Request, script: str) -> None:
         session.describe()
 
 
-def _interrupt(*_: object) -> None:
-    raise SystemExit(1)
-
-
 def main() -> None:
     """Read a request and the program's input, and do it."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    ending = _Ending()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this process ends it
     request = Request.from_line(sys.stdin.readline())
     try:
-        _serve(request, sys.stdin.read())
+        _serve(request, sys.stdin.read(), ending)
     except ServerLostError as error:
         _say(Sign.LOST, str(error))
     except BignasError as error:
