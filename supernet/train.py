@@ -64,6 +64,7 @@ from bignas.supernet.recipe import (
     learning_rate,
 )
 from bignas.supernet.space import SearchSpace
+from bignas.supernet.whitening import whiten_stem
 
 __all__ = ["Regularize", "Schedule", "TrainConfig", "TrainProgress", "train"]
 
@@ -171,6 +172,8 @@ class _Run:
         self.step = 0
         self._network = Supernet(space, seed=config.seed, zero_gamma=config.zero_gamma)
         self._start = None if start is None else Start(start.digest, start.all_epochs)
+        if config.whiten_stem:
+            whiten_stem(self._network, data, self._train)
         if start is not None:
             _copy_weights(start, self._network, data.classes)
         self._network.to(group.device).train()
@@ -317,7 +320,8 @@ class _Run:
         teacher: Tensor | None = None
         beginning = self.step < config.label_epochs * self._steps_per_epoch
         losses = []
-        for index, arch in enumerate(draw_architectures(config, self._space, self.step)):
+        children = draw_architectures(config, self._space, self.step, self._steps_per_epoch)
+        for index, arch in enumerate(children):
             if arch.resolution not in inputs:
                 inputs[arch.resolution] = preprocess(
                     images, arch.resolution, self._data.mean, self._data.std
