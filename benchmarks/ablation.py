@@ -41,6 +41,8 @@ STUDY: dict[str, dict[str, Any]] = {
     "decay 5e-4": {"weight_decay": 5e-4},
     "no smoothing": {"label_smoothing": 0.0},
     "orthogonal 0.05": {"orthogonal_rate": 0.05},
+    "whitened stem": {"whiten_stem": True},
+    "growing images": {"growing_epochs": 3.0},
 }
 
 

@@ -33,8 +33,9 @@ from torch.nn import functional
 from bignas.device_db.probe import probe_local
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.data import ImageData, Split
-from bignas.supernet.fused import keep_freed_memory, training_execution
+from bignas.supernet.fused import training_execution
 from bignas.supernet.layers import BatchExecution
+from bignas.supernet.memory import keep_freed_memory
 from bignas.supernet.network import Supernet
 from bignas.supernet.recipe import TrainConfig
 from bignas.supernet.space import SearchSpace

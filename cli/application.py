@@ -2,8 +2,6 @@
 
 - A command's module is imported when the command is named, and imports the libraries it needs when
   it runs: help is instant.
-- OpenMP threads wait without spinning, unless the user says otherwise (OMP_WAIT_POLICY): beside any
-  other load, spinning threads made training five times slower.
 - An error of the library is one line on stderr and its exit code; with `--json` it is a document on
   stdout as well. Only a bug shows a traceback.
 """
@@ -12,20 +10,18 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import click
 from click.exceptions import NoArgsIsHelpError
 
 from bignas.cli.output import JSON_FLAG, write_document
+from bignas.cli.waiting import set_waiting
 from bignas.device_db.errors import BignasError
 
 __all__ = ["Application", "ExitCode"]
-
-
-OPENMP_WAITING: Final = ("OMP_WAIT_POLICY", "PASSIVE")
 
 
 class ExitCode(IntEnum):
@@ -44,11 +40,17 @@ class _InterruptedError(click.ClickException):
 
 
 class Application(click.Group):
-    """A group whose commands are named by module and attribute, as `module:attribute`."""
+    """A group whose commands are named by module and attribute, as `module:attribute`.
 
-    def __init__(self, name: str, entries: Mapping[str, str], **settings: Any) -> None:
+    `lasting` names commands that compute with all cores for long, and measure nothing.
+    """
+
+    def __init__(
+        self, name: str, entries: Mapping[str, str], lasting: Container[str] = (), **settings: Any
+    ) -> None:
         super().__init__(name, **settings)
         self._entries = dict(entries)
+        self._lasting = lasting
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order in which a user meets them."""
@@ -84,8 +86,8 @@ class Application(click.Group):
         **extra: Any,
     ) -> Any:
         """Run the command line and exit."""
-        os.environ.setdefault(*OPENMP_WAITING)  # read when a command imports torch
         arguments = sys.argv[1:] if args is None else list(args)
+        set_waiting(bool(arguments) and arguments[0] in self._lasting)
         try:
             code = super().main(
                 args=args,

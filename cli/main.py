@@ -29,6 +29,7 @@ COMMANDS: Final = {
 main: Final = Application(
     "bignas",
     COMMANDS,
+    lasting=("train", "evaluate"),
     help=(
         "Find the most accurate network that keeps a latency budget on your device, and compile it"
         " to a binary that keeps it too.\n\n"

@@ -14,8 +14,8 @@ from bignas.supernet.architecture import Architecture
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.child import Child, ConvUnit
 from bignas.supernet.data import ImageData, Split, preprocess
-from bignas.supernet.fused import keep_freed_memory
 from bignas.supernet.fused_inference import inference_execution
+from bignas.supernet.memory import keep_freed_memory
 from bignas.supernet.network import Supernet
 
 __all__ = [

@@ -5,7 +5,6 @@ in an inverted residual block as one function of autograd. Whatever it does not 
 of `BatchExecution`.
 """
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,10 +25,7 @@ from bignas.supernet.fused_kernels import (
 from bignas.supernet.layer import Layer
 from bignas.supernet.layers import EPSILON, BatchExecution, ElasticUnit
 
-__all__ = ["FusedExecution", "keep_freed_memory", "training_execution"]
-
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's mallopt
-_LARGEST_INT = 2**31 - 1
+__all__ = ["FusedExecution", "training_execution"]
 
 
 class FusedExecution(BatchExecution):
@@ -75,17 +71,6 @@ def training_execution(*, fused: bool = True) -> BatchExecution:
     """The fastest way to train on this machine; with `fused` false, torch's own kernels."""
     kernels = load_fused_kernels() if fused else None
     return BatchExecution() if kernels is None else FusedExecution(kernels)
-
-
-def keep_freed_memory() -> None:
-    """Let the allocator of this process reuse large blocks instead of returning them (glibc).
-
-    Every activation would otherwise be mapped and filled with zeros by the kernel, step by step.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, _LARGEST_INT)
 
 
 class _Convolution(torch.autograd.Function):

@@ -49,7 +49,8 @@ from bignas.supernet.checkpoint import (
 from bignas.supernet.data import ImageData, Split, SplitName, preprocess
 from bignas.supernet.distributed import ALONE, Workers, workers
 from bignas.supernet.evaluate import evaluate_architectures
-from bignas.supernet.fused import keep_freed_memory, training_execution
+from bignas.supernet.fused import training_execution
+from bignas.supernet.memory import keep_freed_memory
 from bignas.supernet.monitor import DivergenceDetector, MetricsLog
 from bignas.supernet.network import Supernet
 from bignas.supernet.optimizer import SupernetOptimizer

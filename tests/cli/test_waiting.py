@@ -1,0 +1,50 @@
+import os
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from bignas.cli.main import main
+from bignas.cli.waiting import SLEEPING, SPINNING, VARIABLE, set_waiting
+
+
+def share_of_others(monkeypatch: pytest.MonkeyPatch, **shares: float) -> None:
+    found = SimpleNamespace(**{"user": 0.0, "nice": 0.0, "system": 0.0, "idle": 100.0} | shares)
+    monkeypatch.setattr(psutil, "cpu_times_percent", lambda interval: found)
+
+
+@pytest.mark.parametrize(
+    ("lasting", "shares", "policy"),
+    [
+        (True, {"user": 2.0, "system": 1.0}, SPINNING),
+        (True, {"nice": 90.0}, SPINNING),
+        (True, {"user": 50.0}, SLEEPING),
+        (True, {"system": 30.0}, SLEEPING),
+        (False, {}, SLEEPING),
+    ],
+)
+def test_threads_spin_where_they_disturb_nobody(
+    monkeypatch: pytest.MonkeyPatch, lasting: bool, shares: dict[str, float], policy: str
+) -> None:
+    share_of_others(monkeypatch, **shares)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    set_waiting(lasting)
+    assert os.environ[VARIABLE] == policy
+
+
+def test_what_the_user_says_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    share_of_others(monkeypatch)
+    for policy in (SLEEPING, "passive", SPINNING):
+        monkeypatch.setenv(VARIABLE, policy)
+        set_waiting(lasting=True)
+        assert os.environ[VARIABLE] == policy
+
+
+@pytest.mark.parametrize(("command", "lasting"), [("train", True), ("profile", False)])
+def test_commands_that_measure_never_spin(
+    monkeypatch: pytest.MonkeyPatch, command: str, lasting: bool
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr("bignas.cli.application.set_waiting", seen.append)
+    main([command, "--help"], standalone_mode=False)
+    assert seen == [lasting]
