@@ -19,7 +19,7 @@
 #endif
 #define BLOCK 4096 /* floats of a block of pixels that stays in the first-level cache */
 #define INLINE static inline __attribute__((always_inline))
-#define PARALLEL _Pragma("omp parallel for schedule(static) num_threads((int)threads)")
+#define PARALLEL _Pragma("omp parallel for schedule(dynamic) num_threads((int)threads)")
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef enum { IDENTITY, RELU, RELU6, HARD_SWISH, SWISH } activation;

@@ -220,12 +220,14 @@ int pointwise_backward(const float *dy, const float *y, const float *y_link, con
                     to[r * in + i] = c[r * width + i] + (residual ? residual[(at + r) * in + i] : 0);
         }
     }
-    for (int64_t o = 0; o < out; o++)
-        for (int64_t i = 0; i < in; i++) {
-            float sum = 0;
-            for (int64_t part = 0; part < parts; part++) sum += all[part * size + o * width + i];
-            dweight[o * in + i] = sum;
+    for (int64_t o = 0; o < out; o++) {
+        float *to = dweight + o * in;
+        memcpy(to, all + o * width, in * sizeof *to);
+        for (int64_t part = 1; part < parts; part++) {
+            const float *partial = all + part * size + o * width;
+            for (int64_t i = 0; i < in; i++) to[i] += partial[i];
         }
+    }
     for (int64_t c = 0; x_norm && c < in; c++) {
         double sum = 0, cross = 0;
         for (int64_t part = 0; part < parts; part++) {
