@@ -42,7 +42,6 @@ STUDY: dict[str, dict[str, Any]] = {
     "no smoothing": {"label_smoothing": 0.0},
     "orthogonal 0.05": {"orthogonal_rate": 0.05},
     "whitened stem": {"whiten_stem": True},
-    "growing images": {"growing_epochs": 3.0},
 }
 
 

@@ -11,7 +11,7 @@ ECCV 2020, section 3.
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any
 
@@ -30,7 +30,6 @@ __all__ = [
     "draw_architectures",
     "draw_batch",
     "generator",
-    "largest_resolution",
     "learning_rate",
 ]
 
@@ -98,10 +97,7 @@ class TrainConfig:
     label_epochs: float = 1.0  # but from the labels in so many first epochs (BigNAS: 0)
     average_decay: float = 0.0  # deliver a running average of the weights (BigNAS: 0, none)
     zero_gamma: bool = True  # blocks with a shortcut start silent
-    whiten_stem: bool = (
-        False  # the stem starts with filters that whiten the images (BigNAS: random)
-    )
-    growing_epochs: float = 0.0  # in so many first epochs images grow to full size (BigNAS: none)
+    whiten_stem: bool = False  # the stem starts with filters that whiten images (BigNAS: random)
     mirror: bool = True  # random mirror images, where the data allow
     crop_margin: float = 0.125  # random crops from images padded by this share of their side
     max_train_images: int | None = None  # train on a random subset of this size
@@ -159,7 +155,6 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("label_weight", 0, 1),
     ("label_epochs", 0, 1_000_000),
     ("average_decay", 0, 0.999999),
-    ("growing_epochs", 0, 1_000_000),
     ("momentum", 1e-9, 0.9999),
     ("weight_decay", 0, 1),
     ("label_smoothing", 0, 0.9),
@@ -230,38 +225,11 @@ def augment(
     return cropped
 
 
-def draw_architectures(
-    config: TrainConfig, space: SearchSpace, step: int, steps_per_epoch: int
-) -> list[Architecture]:
+def draw_architectures(config: TrainConfig, space: SearchSpace, step: int) -> list[Architecture]:
     """The children of `step`; with the sandwich rule the biggest is first, the smallest second.
 
     Where the space holds a single architecture it is the only child: it is trained alone.
     """
-    most = largest_resolution(config, space, step, steps_per_epoch)
-    return [
-        replace(arch, resolution=min(arch.resolution, most))
-        for arch in _full_size_architectures(config, space, step)
-    ]
-
-
-def largest_resolution(
-    config: TrainConfig, space: SearchSpace, step: int, steps_per_epoch: int
-) -> int:
-    """Return the resolution that no child of `step` exceeds, in pixels.
-
-    It grows through the resolutions of the space in equal parts of `growing_epochs` (Tan and Le,
-    "EfficientNetV2", ICML 2021, section 4: progressive learning, here without the change of
-    regularisation).
-    """
-    growing = config.growing_epochs * steps_per_epoch
-    if step >= growing:
-        return space.resolutions[-1]
-    return space.resolutions[int(step / growing * (len(space.resolutions) - 1))]
-
-
-def _full_size_architectures(
-    config: TrainConfig, space: SearchSpace, step: int
-) -> list[Architecture]:
     if space.size() == 1:
         return [space.biggest()]
     rng = generator(config, Purpose.ARCHITECTURES, step)

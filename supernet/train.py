@@ -321,8 +321,7 @@ class _Run:
         teacher: Tensor | None = None
         beginning = self.step < config.label_epochs * self._steps_per_epoch
         losses = []
-        children = draw_architectures(config, self._space, self.step, self._steps_per_epoch)
-        for index, arch in enumerate(children):
+        for index, arch in enumerate(draw_architectures(config, self._space, self.step)):
             if arch.resolution not in inputs:
                 inputs[arch.resolution] = preprocess(
                     images, arch.resolution, self._data.mean, self._data.std

@@ -17,12 +17,10 @@ from bignas.supernet.recipe import (
     augment,
     draw_architectures,
     draw_batch,
-    largest_resolution,
     learning_rate,
 )
 from bignas.supernet.recipes import built_in_recipes, load_recipe
 from bignas.supernet.space import SearchSpace
-from bignas.supernet.spaces import load_space
 
 
 @given(
@@ -52,38 +50,19 @@ def test_the_rate_rises_falls_and_is_held(
 
 def test_an_architecture_that_is_alone_is_trained_once_a_step(tiny_space: SearchSpace) -> None:
     arch = tiny_space.middle()
-    assert draw_architectures(TrainConfig(), tiny_space.only(arch), 3, 10) == [arch]
+    assert draw_architectures(TrainConfig(), tiny_space.only(arch), 3) == [arch]
 
 
 def test_sandwich(tiny_space: SearchSpace) -> None:
     config = TrainConfig(random_children=3)
-    drawn = draw_architectures(config, tiny_space, 5, 10)
+    drawn = draw_architectures(config, tiny_space, 5)
     assert drawn[:2] == [tiny_space.biggest(), tiny_space.smallest()]
     assert len(drawn) == 5
-    assert drawn == draw_architectures(config, tiny_space, 5, 10)
-    others = [draw_architectures(config, tiny_space, step, 10)[2:] for step in range(20)]
+    assert drawn == draw_architectures(config, tiny_space, 5)
+    others = [draw_architectures(config, tiny_space, step)[2:] for step in range(20)]
     assert len({tuple(archs) for archs in others}) > 10
     alone = TrainConfig(sandwich=False, distillation=False, regularize=Regularize.ALL)
-    assert len(draw_architectures(alone, tiny_space, 5, 10)) == 4
-
-
-@given(st.floats(0, 6), st.integers(1, 20))
-@settings(max_examples=60, deadline=None)
-def test_images_grow_to_full_size(growing: float, per_epoch: int) -> None:
-    space = load_space("cifar")
-    config = TrainConfig(growing_epochs=growing)
-    steps = range(7 * per_epoch)
-    most = [largest_resolution(config, space, step, per_epoch) for step in steps]
-    assert most == sorted(most)
-    full = space.resolutions[-1]
-    for step, resolution in enumerate(most):
-        assert (resolution == full) == (step >= growing * per_epoch)
-        children = draw_architectures(config, space, step, per_epoch)
-        usual = draw_architectures(TrainConfig(), space, step, per_epoch)
-        for child, one in zip(children, usual, strict=True):
-            assert child == dataclasses.replace(one, resolution=min(one.resolution, resolution))
-    if growing:
-        assert most[0] == space.resolutions[0]
+    assert len(draw_architectures(alone, tiny_space, 5)) == 4
 
 
 def test_an_epoch_shows_every_image_once(toy_data: ImageData) -> None:
