@@ -1,4 +1,4 @@
-"""A stem that starts with filters which whiten the images: training needs fewer epochs with it.
+"""A stem that starts with filters which whiten the images.
 
 The filters are the principal directions of the patches of training images, each with its negative,
 as an activation lets only one of the two pass; the batch norm behind them brings them to the same
