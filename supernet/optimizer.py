@@ -8,6 +8,8 @@ Decisions
   matrices, each channel has its own.
 - `torch.optim.Muon` takes parameters of two dimensions only, and computes in bfloat16, which
   processors without instructions for it emulate.
+- Decay of orthogonalised weights is decoupled and has a strength of its own: their steps have a size
+  that does not depend on gradients, so what is right for gradients is nothing beside them.
 - The one buffer of both kinds is the momentum, so a training state has one form.
 - What no child has used has no gradient and stays as it is: rows and columns of zeros stay zeros in
   the orthogonal matrix too.
@@ -54,7 +56,8 @@ class SupernetOptimizer:
     """Moves the parameters of a network, whose gradients it makes room for.
 
     `rate` and `orthogonal_rate` are learning rates; with an orthogonal rate of zero dense weights
-    learn as the others do. Decay acts once a step, not on batch norms and biases.
+    learn as the others do. Decay acts once a step, not on batch norms and biases; that of
+    orthogonalised weights is decoupled (a share of their rate is taken off the weights).
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class SupernetOptimizer:
         orthogonal_rate: float,
         momentum: float,
         weight_decay: float,
+        orthogonal_decay: float,
     ) -> None:
         self._parameters = list(network.parameters())
         dense = [p for p in self._parameters if orthogonal_rate > 0.0 and _is_dense(p)]
@@ -76,7 +80,7 @@ class SupernetOptimizer:
         sgd = torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=True, foreach=True)
         self._optimizers: list[tuple[torch.optim.Optimizer, float]] = [(sgd, rate)]
         if dense:
-            orthogonal = _OrthogonalMomentum(dense, momentum, weight_decay)
+            orthogonal = _OrthogonalMomentum(dense, momentum, orthogonal_decay)
             self._optimizers.append((orthogonal, orthogonal_rate))
         for optimizer, _ in self._optimizers:
             for group in optimizer.param_groups:

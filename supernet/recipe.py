@@ -27,6 +27,7 @@ __all__ = [
     "Schedule",
     "TrainConfig",
     "augment",
+    "cut_out",
     "draw_architectures",
     "draw_batch",
     "generator",
@@ -86,6 +87,7 @@ class TrainConfig:
     hold_epochs: float = 2.0  # exponential: so many last epochs at the final rate
     momentum: float = 0.9  # Nesterov
     weight_decay: float = 1e-4  # once a step, on convolution and classifier weights
+    orthogonal_decay: float = 0.02  # of weights with an orthogonal rate, as a share of that rate
     label_smoothing: float = 0.1
     dropout: float = 0.0  # before the classifier; small networks on small images do without
     regularize: Regularize = Regularize.BIGGEST
@@ -100,6 +102,7 @@ class TrainConfig:
     whiten_stem: bool = False  # the stem starts with filters that whiten images (BigNAS: random)
     mirror: bool = True  # random mirror images, where the data allow
     crop_margin: float = 0.125  # random crops from images padded by this share of their side
+    cutout: float = 0.0  # blacken a random square of this share of their side (BigNAS: 0, none)
     max_train_images: int | None = None  # train on a random subset of this size
     seed: int = 0
     fused: bool = True  # compiled training kernels where they apply, else torch's
@@ -157,11 +160,13 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("average_decay", 0, 0.999999),
     ("momentum", 1e-9, 0.9999),
     ("weight_decay", 0, 1),
+    ("orthogonal_decay", 0, 1),
     ("label_smoothing", 0, 0.9),
     ("dropout", 0, 0.9),
     ("gradient_clip", 1e-6, 1e9),
     ("random_children", 0, 64),
     ("crop_margin", 0, 0.5),
+    ("cutout", 0, 1),
     ("max_train_images", 2, 10**9),
     ("seed", 0, 2**63 - 1),
     ("threads", 1, 4096),
@@ -204,7 +209,7 @@ def draw_batch(
     chosen = order[position * config.batch_size : (position + 1) * config.batch_size]
     rng = generator(config, Purpose.AUGMENT, step)
     images = augment(train.images[chosen], rng, config.crop_margin, config.mirror and mirrorable)
-    return images, train.labels[chosen]
+    return cut_out(images, rng, config.cutout), train.labels[chosen]
 
 
 def augment(
@@ -223,6 +228,27 @@ def augment(
         np.arange(count)[:, None, None], rows[:, :, None], columns[:, None]
     ]
     return cropped
+
+
+def cut_out(images: np.ndarray, rng: np.random.Generator, share: float) -> np.ndarray:
+    """Images, uint8 [N, H, W, 3], each with a black square somewhere, of a share of their side.
+
+    The centre of the square lies anywhere in the image, so that part of it may be outside.
+
+    Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with
+    Cutout", 2017.
+    """
+    count, height, width, _ = images.shape
+    side = round(share * min(height, width))
+    if not side:
+        return images
+    top = rng.integers(0, height, (count, 1)) - side // 2
+    left = rng.integers(0, width, (count, 1)) - side // 2
+    rows, columns = np.arange(height), np.arange(width)
+    inside_rows = (rows >= top) & (rows < top + side)
+    inside_columns = (columns >= left) & (columns < left + side)
+    inside = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
+    return np.where(inside, np.uint8(0), images)
 
 
 def draw_architectures(config: TrainConfig, space: SearchSpace, step: int) -> list[Architecture]:

@@ -185,6 +185,7 @@ class _Run:
             orthogonal_rate=config.orthogonal_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            orthogonal_decay=config.orthogonal_decay,
         )
         self._average = [p.detach().clone() for p in self._averaged()]
         self._divergence = DivergenceDetector(space.classes)

@@ -7,7 +7,7 @@ from bignas.supernet.network import Supernet
 from bignas.supernet.optimizer import SupernetOptimizer
 from bignas.supernet.space import SearchSpace
 
-SETTINGS = {"rate": 0.1, "momentum": 0.9, "weight_decay": 0.0}
+SETTINGS = {"rate": 0.1, "momentum": 0.9, "weight_decay": 0.0, "orthogonal_decay": 0.0}
 
 
 def random_gradients(network: nn.Module, seed: int = 0) -> None:
@@ -48,6 +48,18 @@ def test_dense_weights_move_orthogonally_and_others_by_sgd(tiny_space: SearchSpa
             assert 0.5 < float(values.min()) <= float(values.max()) < 1.3
         else:
             assert torch.allclose(moved, -0.1 * 1.9 * gradient, atol=1e-6)
+
+
+def test_decay_of_dense_weights_is_a_share_of_their_rate(tiny_space: SearchSpace) -> None:
+    """Where the gradient is zero, others stay."""
+    network = Supernet(tiny_space)
+    settings = {**SETTINGS, "orthogonal_decay": 0.5}
+    optimizer = SupernetOptimizer(network, orthogonal_rate=0.2, **settings)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    optimizer.step(0.5)
+    for old, parameter in zip(before, network.parameters(), strict=True):
+        dense = parameter.ndim > 1 and parameter.shape[1] > 1
+        assert torch.allclose(parameter, old * (0.95 if dense else 1.0))
 
 
 def test_what_has_no_gradient_stays(tiny_space: SearchSpace) -> None:

@@ -15,6 +15,7 @@ from bignas.supernet.recipe import (
     Schedule,
     TrainConfig,
     augment,
+    cut_out,
     draw_architectures,
     draw_batch,
     learning_rate,
@@ -91,6 +92,24 @@ def test_augmentation_crops_and_mirrors() -> None:
     for crop, whole in zip(augment(images, rng, 0.125, False), padded, strict=True):
         windows = [whole[y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
         assert any(np.array_equal(crop, window) for window in windows)
+
+
+def test_cutout_blackens_a_square_of_each_image() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (64, 8, 12, 3), dtype=np.uint8)
+    assert np.array_equal(cut_out(images, rng, 0.0), images)
+    cut = cut_out(images, rng, 0.5)
+    black = (cut == 0).all(axis=3)
+    assert np.array_equal(cut[~black], images[~black])
+    sizes = set()
+    for one in black:
+        rows, columns = np.flatnonzero(one.any(axis=1)), np.flatnonzero(one.any(axis=0))
+        assert one.sum() == len(rows) * len(columns)  # a full rectangle
+        assert rows[-1] - rows[0] < 4
+        assert columns[-1] - columns[0] < 4
+        sizes.add((len(rows), len(columns)))
+    assert max(sizes) == (4, 4)
+    assert len(sizes) > 1  # some at the border
 
 
 @pytest.mark.parametrize(
