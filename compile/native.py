@@ -47,16 +47,17 @@ def build_runner(network: CompiledNetwork, device: Device, tolerance: float) -> 
             f"no native runner for {device.target.triple}: it is written for Linux on {known}"
         )
     folder = resources.files("bignas.compile.runner")
-    sources = {
+    shared = {
         one.name: one.read_bytes()
         for one in sorted(folder.iterdir(), key=lambda one: one.name)
         if one.name.endswith((".c", ".h")) and one.name not in _THREADS[device.threads > 1]
     }
-    sources |= network_sources(network.plan)
+    sources = network_sources(network.plan)
     sources[_SETTINGS] = _settings(device, tolerance).encode()
+    own = {name: content for name, content in sources.items() if name not in shared}
     called = {name for path in network.objects for name in undefined_symbols(path.read_bytes())}
     with_library = not called <= PROVIDED
-    return link_standalone(sources, network.objects, device.target, with_library)
+    return link_standalone(own, shared, network.objects, device.target, with_library)
 
 
 def _settings(device: Device, tolerance: float) -> str:

@@ -3,9 +3,11 @@
 A cross compiler is Debian's, or the one in the Python package `ziglang`, whichever is installed.
 
 Linking happens in a folder of its own with relative names, without time stamps or build ids, so
-that the same inputs give the same bytes.
+that the same inputs give the same bytes. C sources that all programs of a target share are compiled
+once and kept in the cache folder.
 """
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -15,10 +17,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from bignas.device_db.errors import MissingToolError, ToolchainError
+from bignas.device_db.files import cache_folder, write_atomically
 from bignas.device_db.probe import probe_local
 from bignas.device_db.records import MachineArchitecture, Target
 
@@ -42,6 +46,7 @@ INLINE_ATOMICS = "-mno-outline-atomics"
 # for the rare kernel that calls a function which the runner does not bring itself
 STATIC_FLAGS = ("-static", "-fno-builtin", "-Wl,-z,noexecstack")
 OUTPUT = "output"
+FOLDER_PREFIX = "bignas-link-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +114,27 @@ def link_program(sources: Mapping[str, bytes], target: Target) -> bytes:
 
 
 def link_standalone(
-    sources: Mapping[str, bytes], objects: Sequence[Path], target: Target, with_library: bool
+    sources: Mapping[str, bytes],
+    shared: Mapping[str, bytes],
+    objects: Sequence[Path],
+    target: Target,
+    with_library: bool,
 ) -> bytes:
     """Compile C sources and link them with objects to a static program.
 
-    It holds the C library when `with_library` asks for that, else it starts at `bignas_start`.
+    `shared` are sources and headers that other programs of the target have too: each is compiled
+    once. The program holds the C library when `with_library` asks for that, else it starts at
+    `bignas_start`.
 
     Raises:
         ToolchainError: no compiler for the target, or it failed.
+        OutputError: the cache cannot be written.
     """
-    if with_library:
-        return _link(sources, objects, target, flags=STATIC_FLAGS)
-    return _link(sources, objects, target, standalone=True)
+    standalone = not with_library
+    flags = STANDALONE_FLAGS if standalone else STATIC_FLAGS
+    headers = {name: content for name, content in shared.items() if not _is_unit(name)}
+    compiled = _compiled_once(shared, target, standalone, flags)
+    return _link(sources | headers, (*compiled, *objects), target, standalone, flags)
 
 
 def _link(
@@ -130,40 +144,75 @@ def _link(
     standalone: bool = False,
     flags: Sequence[str] = (),
 ) -> bytes:
-    compiler = _compiler(target, standalone)
-    flags = STANDALONE_FLAGS if standalone else flags
-    if target.architecture is MachineArchitecture.AARCH64:
-        flags = (*flags, INLINE_ATOMICS)
+    command = _command(target, standalone, flags)
     libraries = () if standalone else LIBRARIES
     try:
-        return _link_in_folder(compiler, sources, objects, flags, libraries)
+        with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as name:
+            folder = Path(name)
+            compiled = _compile_in(folder, command, sources)
+            kernels = [f"kernel{number:04d}.o" for number in range(len(objects))]
+            for path, kernel in zip(objects, kernels, strict=True):
+                shutil.copyfile(path, folder / kernel)
+            _run([*command, "-o", OUTPUT, *compiled, *kernels, *libraries], folder)
+            return (folder / OUTPUT).read_bytes()
     except OSError as error:
         raise ToolchainError(f"linking failed: {error.strerror or error}") from error
 
 
-def _link_in_folder(
-    compiler: Sequence[str],
-    sources: Mapping[str, bytes],
-    objects: Sequence[Path],
-    flags: Sequence[str],
-    libraries: Sequence[str],
-) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="bignas-link-") as name:
-        folder = Path(name)
-        for file, content in sources.items():
-            (folder / file).write_bytes(content)
-        for number, path in enumerate(objects):
-            shutil.copyfile(path, folder / f"kernel{number:04d}.o")
-        units = [file for file in sources if file.endswith(".c")]
-        common = [*compiler, *FLAGS, *flags]
-        commands = [[*common, "-c", "-o", f"{unit}.o", unit] for unit in units]
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(_run, commands, [folder] * len(commands)):
-                pass
-        kernels = [f"kernel{number:04d}.o" for number in range(len(objects))]
-        compiled = [f"{unit}.o" for unit in units]
-        _run([*common, "-o", OUTPUT, *compiled, *kernels, *libraries], folder)
-        return (folder / OUTPUT).read_bytes()
+def _compiled_once(
+    sources: Mapping[str, bytes], target: Target, standalone: bool, flags: Sequence[str]
+) -> list[Path]:
+    """Compile C sources, unless the cache folder has their objects; return these."""
+    command = _command(target, standalone, flags)
+    version = _version(tuple(_compiler(target, standalone)))
+    digest = hashlib.sha256(repr((version, command)).encode())
+    for name, content in sorted(sources.items()):
+        digest.update(f"{name} {len(content)} ".encode() + content)
+    kept = cache_folder() / f"units-{digest.hexdigest()[:16]}"
+    paths = {name: kept / f"{name}.o" for name in sources if _is_unit(name)}
+    if not all(path.exists() for path in paths.values()):
+        try:
+            with tempfile.TemporaryDirectory(prefix=FOLDER_PREFIX) as name:
+                folder = Path(name)
+                _compile_in(folder, command, sources)
+                compiled = {path: (folder / path.name).read_bytes() for path in paths.values()}
+        except OSError as error:
+            raise ToolchainError(f"compiling failed: {error.strerror or error}") from error
+        for path, content in compiled.items():
+            write_atomically(path, content)
+    return list(paths.values())
+
+
+def _compile_in(folder: Path, command: Sequence[str], sources: Mapping[str, bytes]) -> list[str]:
+    """Compile the C files among sources in a folder; return the names of their objects there."""
+    for file, content in sources.items():
+        (folder / file).write_bytes(content)
+    units = [file for file in sources if _is_unit(file)]
+    commands = [[*command, "-c", "-o", f"{unit}.o", unit] for unit in units]
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(_run, commands, [folder] * len(commands)):
+            pass
+    return [f"{unit}.o" for unit in units]
+
+
+@lru_cache
+def _version(compiler: tuple[str, ...]) -> str:
+    """What a compiler says of itself. Raises ToolchainError with what it says instead."""
+    result = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise ToolchainError(f"{compiler[0]} failed: {(result.stderr.splitlines() or ['?'])[0]}")
+    return result.stdout
+
+
+def _is_unit(file: str) -> bool:
+    """Whether a source is compiled by itself: no header, and no data that one includes."""
+    return file.endswith(".c")
+
+
+def _command(target: Target, standalone: bool, flags: Sequence[str]) -> list[str]:
+    """The compiler with all its options."""
+    more = (INLINE_ATOMICS,) if target.architecture is MachineArchitecture.AARCH64 else ()
+    return [*_compiler(target, standalone), *FLAGS, *flags, *more]
 
 
 def _run(command: Sequence[str], folder: Path) -> None:

@@ -7,7 +7,8 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bignas.compile import native
+from bignas.compile import native, toolchain
 from bignas.compile.bundle import (
     GOLDEN_INPUTS,
     GOLDEN_OUTPUTS,
@@ -27,6 +28,7 @@ from bignas.compile.bundle import (
 )
 from bignas.compile.cpu_features import CHECKED, required_features
 from bignas.compile.manifest import ScheduleSource
+from bignas.compile.toolchain import FLAGS
 from bignas.device_db.errors import ToolchainError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.records import Device, Target
@@ -147,11 +149,38 @@ def test_it_is_little_more_than_its_weights(which: str, tmp_path: Path) -> None:
     assert size <= bundle.manifest.weights_bytes + ALLOWANCE_BYTES
 
 
-def test_two_builds_from_nothing_are_identical(sound: Bundle, tmp_path: Path) -> None:
+def test_two_builds_from_nothing_are_identical(
+    sound: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path / "another cache"))
     contents = child_contents(SPACE.smallest(), cache=tmp_path / "another cache")
     again = native.build_runner(contents.network, contents.device, sound.manifest.tolerance)
     assert again == (sound.path / RUNNER).read_bytes()
     assert contents.network.library == (sound.path / "model.so").read_bytes()
+
+
+def test_its_own_sources_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second build of the same network compiles nothing but what is the network's."""
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path))
+    compiled: list[str] = []
+    run_compiler = toolchain._run
+
+    def spy(command: Sequence[str], folder: Path) -> None:
+        compiled.extend(command[-1:] if "-c" in command else ())
+        run_compiler(command, folder)
+
+    contents = child_contents(SPACE.smallest())
+    monkeypatch.setattr(toolchain, "_run", spy)
+    builds = []
+    for flags in ("-O2", "-O2", "-O1"):
+        monkeypatch.setattr(toolchain, "FLAGS", (*FLAGS, flags))
+        builds.append(native.build_runner(contents.network, contents.device, 1e-4))
+    assert builds[0] == builds[1]
+    own, rounds = {"network.c", "settings.c"}, len(builds)
+    counts = Counter(compiled)
+    assert {name: counts.pop(name) for name in own} == dict.fromkeys(own, rounds)
+    assert counts
+    assert set(counts.values()) == {2}  # again for other options
 
 
 class Arctangent(nn.Module):
