@@ -3,8 +3,9 @@
     python benchmarks/compile_time.py --json benchmarks/results/compile_time.json
 
 Whole processes are timed, from the start of Python to the written bundle, ONNX export included, for
-the smallest child, one in the middle and the biggest. A first run of each, which is not counted,
-tunes what the store lacks and fills the caches. The weights are those of a supernet after one step:
+the smallest child, one in the middle and the biggest; and the same within one process, as in a
+search, which imports and loads what it needs once. A first run of each, which is not counted, tunes
+what the store lacks and fills the caches. The weights are those of a supernet after one step:
 compiling takes the same time whatever their values. Processor seconds stand beside, as they
 tell more on a machine that others use too; they count all cores.
 """
@@ -24,9 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from bignas.device_db.probe import probe_local
+from bignas.compile.objects import ObjectCache
+from bignas.device_db.probe import LOCAL, probe_local
+from bignas.device_db.store import Store
 from bignas.latency.subnets import spread_sample
-from bignas.supernet.data import DIGITS
+from bignas.search.deliver import deliver_child
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.checkpoint import load_checkpoint
+from bignas.supernet.data import DIGITS, load_data
 from bignas.supernet.spaces import load_space
 
 NAMES = ("smallest", "middle", "biggest")
@@ -55,6 +61,7 @@ def main() -> None:
             command += ["--out", folder / which]
             run(command)
             samples = [run(command) for _ in range(options.repeats)]
+            within = within_process(checkpoint, child, folder / which, options.repeats)
             entry = {
                 "child": which,
                 "arch": child.to_dict(),
@@ -62,10 +69,15 @@ def main() -> None:
                 "median_seconds": statistics.median(wall for wall, _ in samples),
                 "seconds": [wall for wall, _ in samples],
                 "processor_seconds": [busy for _, busy in samples],
+                "median_seconds_within_process": statistics.median(within),
+                "seconds_within_process": within,
             }
             entries.append(entry)
             busy_seconds = statistics.median(busy for _, busy in samples)
-            print(f"{which}: {entry['median_seconds']:.1f} s, processor {busy_seconds:.1f} s")
+            print(
+                f"{which}: {entry['median_seconds']:.1f} s, processor {busy_seconds:.1f} s;"
+                f" within a process {entry['median_seconds_within_process']:.1f} s"
+            )
     here = probe_local()
     result = {
         "kind": "measured",
@@ -78,6 +90,21 @@ def main() -> None:
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def within_process(checkpoint: Path, child: Architecture, out: Path, repeats: int) -> list[float]:
+    """Seconds of extraction, calibration, export, compilation and checks, after a first time."""
+    network, content = load_checkpoint(checkpoint)
+    data = load_data(DIGITS)
+    seconds: list[float] = []
+    with Store.open() as store:
+        device = store.device(LOCAL)
+        cache = ObjectCache(device.target)
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            deliver_child(network, content, child, data, device, store, cache, out)
+            seconds.append(time.perf_counter() - start)
+    return seconds[1:]
 
 
 def run(arguments: list[Any]) -> tuple[float, float]:
