@@ -87,7 +87,7 @@ class TrainConfig:
     hold_epochs: float = 2.0  # exponential: so many last epochs at the final rate
     momentum: float = 0.9  # Nesterov
     weight_decay: float = 1e-4  # once a step, on convolution and classifier weights
-    orthogonal_decay: float = 0.02  # of weights with an orthogonal rate, as a share of that rate
+    orthogonal_decay: float = 0.0  # of weights with an orthogonal rate, as a share of that rate
     label_smoothing: float = 0.1
     dropout: float = 0.0  # before the classifier; small networks on small images do without
     regularize: Regularize = Regularize.BIGGEST
