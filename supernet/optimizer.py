@@ -8,8 +8,8 @@ Decisions
   matrices, each channel has its own.
 - `torch.optim.Muon` takes parameters of two dimensions only, and computes in bfloat16, which
   processors without instructions for it emulate.
-- Decay of orthogonalised weights is decoupled and has a strength of its own: their steps have a size
-  that does not depend on gradients, so what is right for gradients is nothing beside them.
+- Decay of orthogonalised weights is decoupled and has a strength of its own: their steps have a
+  size that does not depend on gradients, so what is right for gradients is nothing beside them.
 - The one buffer of both kinds is the momentum, so a training state has one form.
 - What no child has used has no gradient and stays as it is: rows and columns of zeros stay zeros in
   the orthogonal matrix too.
