@@ -134,7 +134,7 @@ def link_standalone(
     flags = STANDALONE_FLAGS if standalone else STATIC_FLAGS
     headers = {name: content for name, content in shared.items() if not _is_unit(name)}
     compiled = _compiled_once(shared, target, standalone, flags)
-    return _link(sources | headers, (*compiled, *objects), target, standalone, flags)
+    return _link({**sources, **headers}, (*compiled, *objects), target, standalone, flags)
 
 
 def _link(
