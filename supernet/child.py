@@ -74,7 +74,7 @@ class ChildBlock(nn.Module):
     def __init__(self, layers: Mapping[str, Layer]) -> None:
         super().__init__()
         self.expand = ConvUnit(layers["expand"]) if "expand" in layers else None
-        self.depthwise = ConvUnit(layers["depthwise"])
+        self.depthwise = ConvUnit(layers["depthwise"]) if "depthwise" in layers else None
         self.has_squeeze = "squeeze_pool" in layers
         if self.has_squeeze:
             self.squeeze_pool = nn.AdaptiveAvgPool2d(1)
@@ -87,7 +87,7 @@ class ChildBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block to x [N, in, H, W]."""
         y = x if self.expand is None else self.expand(x)
-        y = self.depthwise(y)
+        y = y if self.depthwise is None else self.depthwise(y)
         if self.has_squeeze:
             gate = self.squeeze_gate(self.squeeze_reduce(self.squeeze_pool(y)))
             y = self.squeeze_scale(y, gate)

@@ -26,13 +26,13 @@ from bignas.supernet.layers import (
     FixedExecution,
 )
 from bignas.supernet.space import SearchSpace
-from bignas.supernet.stage import squeeze_channels
+from bignas.supernet.stage import Block, squeeze_channels
 
 __all__ = ["ElasticBlock", "Supernet"]
 
 
 class ElasticBlock(nn.Module):
-    """Inverted residual block of any width, kernel and expand ratio of its stage."""
+    """Inverted residual block, fused or not, of any width, kernel and expand ratio of its stage."""
 
     def __init__(self, space: SearchSpace, stage: int, block: int) -> None:
         super().__init__()
@@ -43,10 +43,15 @@ class ElasticBlock(nn.Module):
         else:
             in_channels = (space.stages[stage - 1].channels if stage else space.stem_channels)[-1]
         hidden = in_channels * options.expands[-1]
-        self.expand = _pointwise(hidden, in_channels) if options.expands[-1] > 1 else None
-        self.depthwise = ElasticUnit(
-            hidden, hidden, options.kernels[-1], depthwise=True, normalized=True
-        )
+        kernel = options.kernels[-1]
+        self.expand: ElasticUnit | None = None
+        self.depthwise: ElasticUnit | None = None
+        if options.block is Block.FUSED_MBCONV:
+            self.expand = ElasticUnit(hidden, in_channels, kernel, depthwise=False, normalized=True)
+        else:
+            if options.expands[-1] > 1:
+                self.expand = _pointwise(hidden, in_channels)
+            self.depthwise = ElasticUnit(hidden, hidden, kernel, depthwise=True, normalized=True)
         self.squeeze_reduce: ElasticUnit | None = None
         self.squeeze_gate: ElasticUnit | None = None
         if options.squeeze_excite:
@@ -58,10 +63,9 @@ class ElasticBlock(nn.Module):
 
     def forward(self, x: Tensor, layers: Mapping[str, Layer], execution: Execution) -> Tensor:
         """Apply the block to x [N, in, H, W]; `layers` by name say which slice of it."""
-        units = [(self.depthwise, layers[f"{self.name}.depthwise"])]
-        expand = layers.get(f"{self.name}.expand")
-        if expand is not None and self.expand is not None:
-            units.insert(0, (self.expand, expand))
+        parts = ((self.expand, "expand"), (self.depthwise, "depthwise"))
+        named = [(unit, f"{self.name}.{part}") for unit, part in parts if unit is not None]
+        units = [(unit, layers[name]) for unit, name in named if name in layers]
         project = (self.project, layers[f"{self.name}.project"])
         residual = x if self.has_shortcut else None
         if self.squeeze_reduce is None or self.squeeze_gate is None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bignas.device_db.errors import SpaceError
 from bignas.device_db.records import Activation
@@ -31,19 +32,26 @@ LIMITS = {
     "classes": 100_000,
 }
 
+_ADDED = frozenset({"block"})
+_Kind = TypeVar("_Kind", bound=StrEnum)
+
 
 def to_plain(value: "DataclassInstance") -> dict[str, Any]:
-    """Public fields of a space or a stage as JSON types."""
+    """Public fields of a space or a stage as JSON types.
+
+    Choices that were added later are left out where they have their default: hashes of spaces that
+    do without them stay what they were.
+    """
     plain: dict[str, Any] = {}
     for item in dataclasses.fields(value):
-        if not item.init:
-            continue
         content = getattr(value, item.name)
+        if not item.init or (item.name in _ADDED and content == item.default):
+            continue
         if item.name == "stages":
             content = [stage.to_dict() for stage in content]
         elif isinstance(content, tuple):
             content = list(content)
-        elif isinstance(content, Activation):
+        elif isinstance(content, StrEnum):
             content = content.value
         plain[item.name] = content
     return plain
@@ -65,16 +73,18 @@ def read_fields(data: object, kind: type[Any], what: str) -> dict[str, Any]:
             continue
         content = data[name]
         if name.endswith("activation"):
-            content = _activation(name, content)
+            content = _member(Activation, name, content)
+        elif isinstance(item.default, StrEnum):
+            content = _member(type(item.default), name, content)
         values[name] = tuple(content) if isinstance(content, list) else content
     return values
 
 
-def _activation(name: str, content: object) -> Activation:
+def _member(kind: type[_Kind], name: str, content: object) -> _Kind:
     try:
-        return Activation(str(content))
+        return kind(str(content))
     except ValueError:
-        allowed = ", ".join(member.value for member in Activation)
+        allowed = ", ".join(member.value for member in kind)
         raise SpaceError(f"{name} = {content!r} is unknown, allowed: {allowed}") from None
 
 

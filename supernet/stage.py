@@ -1,10 +1,13 @@
 """Stages of blocks: what may vary in them, and the layers of their blocks.
 
-Source of the block and of the elastic dimensions: Yu et al., "BigNAS: Scaling Up Neural
-Architecture Search with Big Single-Stage Models", ECCV 2020.
+Source of the inverted residual block and of the elastic dimensions: Yu et al., "BigNAS: Scaling Up
+Neural Architecture Search with Big Single-Stage Models", ECCV 2020; of its fused form: Tan and Le,
+"EfficientNetV2: Smaller Models and Faster Training", ICML 2021, section 3.2.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from bignas.device_db.errors import SpaceError
@@ -20,10 +23,17 @@ from bignas.supernet.space_fields import (
     to_plain,
 )
 
-__all__ = ["StageSpace", "block_layers", "squeeze_channels"]
+__all__ = ["Block", "StageSpace", "block_layers", "squeeze_channels"]
 
 _SQUEEZE_DIVISOR = 4  # squeeze-excite width = block input / 4, as in EfficientNet
 _CHANNEL_STEP = 8
+
+
+class Block(StrEnum):
+    """What a block consists of, before the squeeze-excite and the projection."""
+
+    MBCONV = "mbconv"  # a pointwise expansion and a depthwise convolution
+    FUSED_MBCONV = "fused_mbconv"  # one dense convolution, which expands
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class StageSpace:
     stride: int
     activation: Activation
     squeeze_excite: bool
+    block: Block = Block.MBCONV
 
     def __post_init__(self) -> None:
         check_options("channels", self.channels, LIMITS["channels"])
@@ -48,6 +59,8 @@ class StageSpace:
         check_activation("activation", self.activation)
         if not isinstance(self.squeeze_excite, bool):
             raise SpaceError(f"squeeze_excite must be true or false, not {self.squeeze_excite!r}")
+        if not isinstance(self.block, Block):
+            raise SpaceError(f"block must be a kind of block, not {self.block!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `SearchSpace.from_dict` reads it back."""
@@ -63,37 +76,29 @@ def block_layers(
     stride: int,
     shortcut: bool,
 ) -> list[Layer]:
-    """One inverted residual block: expand, depthwise, squeeze-excite, project."""
+    """One inverted residual block: expand, depthwise, squeeze-excite, project.
+
+    Fused, expansion and depthwise convolution are one dense convolution, called expand.
+    """
     hidden = in_channels * choice.expand
     out_size = -(-size // stride)
     activation = stage.activation
-    layers = []
-    if choice.expand > 1:
-        layers.append(
-            Layer(
-                f"{prefix}.expand",
-                Operator.POINTWISE,
-                size,
-                size,
-                in_channels,
-                hidden,
-                activation=activation,
-            )
-        )
-    layers.append(
-        Layer(
-            f"{prefix}.depthwise",
-            Operator.DEPTHWISE,
-            size,
-            size,
-            hidden,
-            hidden,
-            kernel=choice.kernel,
-            stride=stride,
-            padding=choice.kernel // 2,
-            activation=activation,
-        )
+    window = partial(
+        Layer,
+        kernel=choice.kernel,
+        stride=stride,
+        padding=choice.kernel // 2,
+        activation=activation,
     )
+    expand, depthwise = f"{prefix}.expand", f"{prefix}.depthwise"
+    layers = []
+    if stage.block is Block.FUSED_MBCONV:
+        layers.append(window(expand, Operator.CONV, size, size, in_channels, hidden))
+    else:
+        if choice.expand > 1:
+            expansion = (Operator.POINTWISE, size, size, in_channels, hidden)
+            layers.append(Layer(expand, *expansion, activation=activation))
+        layers.append(window(depthwise, Operator.DEPTHWISE, size, size, hidden, hidden))
     if stage.squeeze_excite:
         layers += _squeeze_excite(prefix, activation, in_channels, hidden, out_size)
     layers.append(

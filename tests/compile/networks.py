@@ -84,6 +84,48 @@ activation = "hard_swish"
 squeeze_excite = true
 """
 
+DENSE = """
+name = "dense"
+resolutions = [15, 18]
+stem_channels = [8]
+stem_kernel = 3
+stem_stride = 1
+stem_activation = "relu"
+head_channels = [24, 40]
+head_activation = "relu"
+in_channels = 3
+classes = 6
+
+[[stages]]
+channels = [12, 18]
+depths = [1, 2]
+kernels = [3, 5]
+expands = [1, 2]
+stride = 2
+activation = "relu"
+squeeze_excite = false
+block = "fused_mbconv"
+
+[[stages]]
+channels = [16, 24]
+depths = [1, 2]
+kernels = [3]
+expands = [2, 3]
+stride = 1
+activation = "hard_swish"
+squeeze_excite = true
+block = "fused_mbconv"
+
+[[stages]]
+channels = [24]
+depths = [1, 2]
+kernels = [3, 5]
+expands = [3]
+stride = 2
+activation = "relu"
+squeeze_excite = false
+"""
+
 
 def space_from(text: str, folder: Path) -> SearchSpace:
     """Return the space of a TOML text."""

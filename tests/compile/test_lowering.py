@@ -22,6 +22,7 @@ from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 from tests.compile.networks import (
     CLIPPED,
+    DENSE,
     SQUEEZE,
     clipped,
     compile_graph,
@@ -79,11 +80,9 @@ def test_parity_of_random_architectures(seed: int, tmp_path: Path) -> None:
     check_parity(CIFAR, CIFAR.sample(np.random.default_rng(seed)), seed, tmp_path)
 
 
-@pytest.mark.parametrize("text", [SQUEEZE, CLIPPED], ids=["squeeze", "clipped"])
+@pytest.mark.parametrize("text", [SQUEEZE, CLIPPED, DENSE], ids=["squeeze", "clipped", "dense"])
 @pytest.mark.parametrize("seed", range(3))
-def test_parity_with_other_activations_and_squeeze_excite(
-    text: str, seed: int, tmp_path: Path
-) -> None:
+def test_parity_with_other_activations_and_blocks(text: str, seed: int, tmp_path: Path) -> None:
     space = space_from(text, tmp_path)
     choices = [space.smallest(), space.biggest(), space.sample(np.random.default_rng(seed))]
     check_parity(space, choices[seed], seed, tmp_path)
@@ -92,7 +91,8 @@ def test_parity_with_other_activations_and_squeeze_excite(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10, 22))
 def test_parity_of_many_architectures(seed: int, tmp_path: Path) -> None:
-    for space in (CIFAR, space_from(SQUEEZE, tmp_path), space_from(CLIPPED, tmp_path)):
+    texts = (SQUEEZE, CLIPPED, DENSE)
+    for space in (CIFAR, *(space_from(text, tmp_path) for text in texts)):
         check_parity(space, space.sample(np.random.default_rng(seed)), seed, tmp_path)
 
 

@@ -19,7 +19,7 @@ from bignas.device_db.errors import InputError, MeasurementError
 from bignas.latency.protocol import Settings
 from bignas.supernet.spaces import load_space
 from tests.compile.bundles import child_bundle
-from tests.compile.networks import CLIPPED, SQUEEZE, compile_graph, run_compiled, space_from
+from tests.compile.networks import CLIPPED, DENSE, SQUEEZE, compile_graph, run_compiled, space_from
 
 SPACE = load_space("cifar")
 SIZE = SPACE.smallest().resolution
@@ -45,7 +45,7 @@ def close(found: np.ndarray, expected: np.ndarray) -> bool:
     return bool(np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("text", [SQUEEZE, CLIPPED])
+@pytest.mark.parametrize("text", [SQUEEZE, CLIPPED, DENSE])
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_any_number_of_threads_gives_the_numbers_of_one(
     text: str, threads: int, tmp_path: Path

@@ -10,7 +10,7 @@ import torch
 from bignas.device_db.records import Activation
 from bignas.supernet.data import ImageData, Split
 from bignas.supernet.space import SearchSpace
-from bignas.supernet.stage import StageSpace
+from bignas.supernet.stage import Block, StageSpace
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +42,18 @@ def gated_space() -> SearchSpace:
         StageSpace((24, 40), (1, 2), (3, 5, 7), (6,), 1, Activation.HARD_SWISH, True),
     )
     return SearchSpace("gated", (20, 25, 32), (8, 16), 2, swish, stages, (32, 48), swish)
+
+
+@pytest.fixture
+def dense_space() -> SearchSpace:
+    """Fused blocks, of all expand ratios, with squeeze-excite too, and a plain stage after them."""
+    relu, swish, fused = Activation.RELU, Activation.SWISH, Block.FUSED_MBCONV
+    stages = (
+        StageSpace((8, 12), (1, 2), (3,), (1,), 1, relu, False, fused),
+        StageSpace((12, 16), (1, 2, 3), (3, 5), (1, 2, 3), 2, swish, True, fused),
+        StageSpace((16, 24), (1, 2), (3, 5), (2, 4), 2, relu, False),
+    )
+    return SearchSpace("dense", (13, 16), (8,), 1, relu, stages, (16, 32), relu)
 
 
 @pytest.fixture

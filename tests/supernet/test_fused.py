@@ -268,11 +268,13 @@ def test_results_do_not_depend_on_the_threads() -> None:
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
-def test_whole_children(gated_space: SearchSpace) -> None:
+@pytest.mark.parametrize("which", ["gated_space", "dense_space"])
+def test_whole_children(which: str, request: pytest.FixtureRequest) -> None:
     """Gates, swish, strides and shortcuts: whatever is not fused goes the usual way."""
-    network = Supernet(gated_space, zero_gamma=False)
+    space: SearchSpace = request.getfixturevalue(which)
+    network = Supernet(space, zero_gamma=False)
     rng = np.random.default_rng(0)
-    for arch in (gated_space.biggest(), gated_space.smallest(), gated_space.sample(rng)):
+    for arch in (space.biggest(), space.smallest(), space.sample(rng)):
         x = images(8, 3, arch.resolution, 0)
         gradients = []
         for execution in (BatchExecution(), fused()):
@@ -299,7 +301,7 @@ def test_training_without_a_compiler(
     assert train(tiny_space, toy_data, out, config).step == 4
 
 
-@pytest.mark.parametrize("which", ["tiny_space", "gated_space"])
+@pytest.mark.parametrize("which", ["tiny_space", "gated_space", "dense_space"])
 def test_calibrated_children_are_those_that_torch_computes(
     which: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

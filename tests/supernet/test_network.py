@@ -17,7 +17,7 @@ from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
 
-@pytest.fixture(params=["cifar", "tiny", "gated"])
+@pytest.fixture(params=["cifar", "tiny", "gated", "dense"])
 def space(request: pytest.FixtureRequest) -> SearchSpace:
     if request.param == "cifar":
         return load_space("cifar")
@@ -130,8 +130,9 @@ def test_export_is_a_clean_graph(space: SearchSpace, tmp_path: Path) -> None:
     graph = onnx.load(path).graph
     operators = {node.op_type for node in graph.node}
     plain = {"Conv", "Relu", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
-    gated = plain - {"Relu"} | {"Sigmoid", "Mul", "HardSwish"}
-    assert operators == (gated if space.name == "gated" else plain)
+    gates = {"Sigmoid", "Mul"}  # swish is both too
+    expected = {"gated": plain - {"Relu"} | gates | {"HardSwish"}, "dense": plain | gates}
+    assert operators == expected.get(space.name, plain)
     weighted = [layer for layer in space.layers(space.biggest()) if layer.weight_count]
     assert sum(node.op_type in ("Conv", "Gemm") for node in graph.node) == len(weighted)
 

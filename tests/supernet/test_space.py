@@ -15,7 +15,7 @@ from bignas.device_db.records import Activation, Operator, Workload
 from bignas.supernet.architecture import Architecture, StageChoice
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
-from bignas.supernet.stage import StageSpace, squeeze_channels
+from bignas.supernet.stage import Block, StageSpace, squeeze_channels
 
 SPACES = [load_space("cifar"), load_space("bignas")]
 
@@ -33,6 +33,7 @@ stage_spaces = st.builds(
     stride=st.integers(1, 2),
     activation=st.sampled_from(list(Activation)),
     squeeze_excite=st.booleans(),
+    block=st.sampled_from(list(Block)),
 )
 spaces = st.builds(
     SearchSpace,
@@ -204,6 +205,27 @@ def test_digest_ignores_the_name_only() -> None:
     assert dataclasses.replace(space, name="other").digest == space.digest
     assert space.with_classes(11).digest != space.digest
     assert space.with_classes(space.classes) is space
+
+
+def test_spaces_without_fused_blocks_are_what_they_were() -> None:
+    """The form of a stage names its kind of block only where it is not the first one there was."""
+    for stage in SPACES[0].stages:
+        assert "block" not in stage.to_dict()
+        fused = dataclasses.replace(stage, block=Block.FUSED_MBCONV)
+        assert fused.to_dict() == {**stage.to_dict(), "block": "fused_mbconv"}
+    first, *rest = SPACES[0].stages
+    changed = dataclasses.replace(first, block=Block.FUSED_MBCONV)
+    space = dataclasses.replace(SPACES[0], stages=(changed, *rest))
+    assert space.digest != SPACES[0].digest
+    assert SearchSpace.from_dict(space.to_dict()) == space
+
+
+def test_a_block_of_an_unknown_kind_is_refused() -> None:
+    content = SPACES[0].to_dict()
+    content["stages"][1]["block"] = "bottleneck"
+    with pytest.raises(SpaceError, match=r"stages\[1\]: block = 'bottleneck' is unknown") as caught:
+        SearchSpace.from_dict(content)
+    assert "fused_mbconv" in str(caught.value)
 
 
 def test_squeeze_channels_are_multiples_of_eight() -> None:
