@@ -32,7 +32,7 @@ LIMITS = {
     "classes": 100_000,
 }
 
-_ADDED = frozenset({"block"})
+_LEFT_OUT_BY_DEFAULT = frozenset({"block"})
 _Kind = TypeVar("_Kind", bound=StrEnum)
 
 
@@ -45,7 +45,7 @@ def to_plain(value: "DataclassInstance") -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for item in dataclasses.fields(value):
         content = getattr(value, item.name)
-        if not item.init or (item.name in _ADDED and content == item.default):
+        if not item.init or (item.name in _LEFT_OUT_BY_DEFAULT and content == item.default):
             continue
         if item.name == "stages":
             content = [stage.to_dict() for stage in content]

@@ -36,22 +36,29 @@ def test_targets_have_anchors_of_their_own() -> None:
     assert len({one.library.read_bytes() for one in anchors}) == len(targets)
 
 
-def test_the_reference_of_an_anchor_is_remembered() -> None:
+def test_the_reference_of_an_anchor_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path))
     device = probe_local()
     settings = anchored(QUICK, device.target, 1)
     assert settings.anchor is not None
     (found,) = measure([settings.anchor], settings).results
     assert len(found.samples_ns) == QUICK.rounds
     references = references_of(build_harness(device.target), settings)
+    assert references.is_relative_to(tmp_path)
     assert json.loads(references.read_text())["core_ns"] > 0
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.2])
-def test_samples_are_given_at_the_reference(factor: float, tmp_path: Path) -> None:
+def test_samples_are_given_at_the_reference(
+    factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What takes as long as the anchor is given as the anchor's reference, whatever both take.
 
     The kernel waits by the clock: it takes the same time however fast the core is at the moment.
     """
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path))  # references of its own
     target = probe_local().target
     source = f"""
     #define _POSIX_C_SOURCE 199309L
@@ -71,11 +78,8 @@ def test_samples_are_given_at_the_reference(factor: float, tmp_path: Path) -> No
     waiting = KernelJob(path, "waiting", Workload(Operator.SCALE, 4, 4, 16, 16))
     settings = replace(QUICK, anchor=waiting)
     references = references_of(build_harness(target), settings)
-    try:
-        references.write_text(json.dumps({"core_ns": factor * WAITING_NS, "memory_ns": 0.0}))
-        (found,) = measure([waiting], settings).results
-    finally:
-        references.unlink()
+    references.write_text(json.dumps({"core_ns": factor * WAITING_NS, "memory_ns": 0.0}))
+    (found,) = measure([waiting], settings).results
     assert statistics.median(found.samples_ns) == pytest.approx(factor * WAITING_NS, rel=0.12)
 
 
