@@ -1,6 +1,6 @@
 /* Parts of training on a CPU that torch computes far below the machine's speed. This file: batch
  * norm with residual sum and activation in one go, and what the files share that are compiled
- * together with it, fused_pointwise.c and fused_depthwise.c.
+ * together with it, fused_pointwise.c, fused_depthwise.c and fused_dense.c.
  *
  * Tensors are float32, channels last. Work is cut into pieces of fixed extent whose partial sums are
  * added in a fixed order, so that results do not depend on the number of threads.

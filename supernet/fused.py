@@ -86,8 +86,11 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dy = gradients[0].contiguous(memory_format=torch.channels_last)
-        found = ctx.kernels.convolve_backward(ctx.layer, Linked(dy, dy), Normalized(x), weight)
-        return found.of_input.g, found.weight, None, None
+        found = ctx.kernels.convolve_backward(
+            ctx.layer, Linked(dy, dy), Normalized(x), weight, of_input=ctx.needs_input_grad[0]
+        )
+        dx = None if found.of_input is None else found.of_input.g
+        return dx, found.weight, None, None
 
 
 class _Chain(torch.autograd.Function):
@@ -130,9 +133,10 @@ class _Chain(torch.autograd.Function):
         residual = dz if ctx.has_residual else None
         for index in reversed(range(len(layers))):
             layer, x, weight = layers[index], inputs[index], parameters[3 * index]
-            at_once = index == 0 and layer.operator is Operator.POINTWISE
+            at_once = index == 0 and layer.operator is not Operator.DEPTHWISE
             step = kernels.convolve_backward(layer, dy, x, weight, residual if at_once else None)
             found[:0] = [step.weight, scale, shift]
+            assert step.of_input is not None
             dy, scale, shift = step.of_input, step.scale, step.shift
         if residual is not None and not at_once:
             dy.g.add_(residual)

@@ -43,7 +43,7 @@ __all__ = [
     "load_fused_kernels",
 ]
 
-_SOURCES = ("fused.c", "fused_pointwise.c", "fused_depthwise.c")
+_SOURCES = ("fused.c", "fused_pointwise.c", "fused_depthwise.c", "fused_dense.c")
 _FLAGS = ("-O3", "-march=native", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _LANES = 16  # as in fused.c, at most
 _KERNELS = (3, 5)
@@ -94,7 +94,7 @@ class Linked(NamedTuple):
 class Gradients(NamedTuple):
     """What a convolution's gradients are: of its input, of its weight and of the input's norm."""
 
-    of_input: Linked
+    of_input: Linked | None
     weight: Tensor
     scale: Tensor | None
     shift: Tensor | None
@@ -152,7 +152,7 @@ class FusedKernels:
     def convolve_folded(
         self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None
     ) -> Tensor:
-        """Convolve, add bias [C] and residual, activate; only pointwise ones take a residual."""
+        """Convolve, add bias [C] and residual, activate; depthwise ones take no residual."""
         y = _output(layer, x)
         self._convolve(layer, Normalized(x), weight, y, (None, None, bias), residual)
         return y
@@ -170,7 +170,11 @@ class FusedKernels:
         if layer.operator is Operator.POINTWISE:
             sizes = (*_size(x.y), layer.out_channels)
             outcome = (y, *vectors, EPSILON, residual, kind)
-            self._call("pointwise", *x, _dense(weight), *outcome, *sizes)
+            self._call("pointwise", *x, _matrix(weight), *outcome, *sizes)
+        elif layer.operator is Operator.CONV:
+            outcome = (y, *vectors, EPSILON, residual, kind)
+            windows = (_geometry(x.y, y), layer.out_channels, layer.kernel, layer.stride)
+            self._call("dense", *x, _windows(weight), *outcome, *windows)
         else:
             window = (_geometry(x.y, y), layer.kernel, layer.stride)
             self._call("depthwise", *x, _taps(weight), y, *vectors, EPSILON, kind, *window)
@@ -182,20 +186,30 @@ class FusedKernels:
         x: Normalized,
         weight: Tensor,
         residual: Tensor | None = None,
+        *,
+        of_input: bool = True,
     ) -> Gradients:
         """Gradients of a convolution; `residual` is added to that of an input without norm.
 
-        Only pointwise convolutions take a residual.
+        Depthwise convolutions take no residual. That of the input is not wanted in the first layer.
         """
-        dx = torch.empty_like(x.y)
+        dx = torch.empty_like(x.y) if of_input or layer.operator is not Operator.CONV else None
         norm = (None, None, None) if x.norm is None else _norm_gradients(x.norm)
         if layer.operator is Operator.POINTWISE:
             dweight = torch.empty(layer.out_channels, layer.in_channels)
             self._call(
-                "pointwise_backward", *dy, *x, _dense(weight), residual, dx, dweight, *norm,
+                "pointwise_backward", *dy, *x, _matrix(weight), residual, dx, dweight, *norm,
                 *_size(x.y), layer.out_channels,
             )  # fmt: skip
             dweight = dweight[:, :, None, None]
+        elif layer.operator is Operator.CONV:
+            windows = _windows(weight)
+            dwindows = torch.empty_like(windows)
+            self._call(
+                "dense_backward", *dy, *x, windows, residual, dx, dwindows, *norm,
+                _geometry(x.y, dy.g), layer.out_channels, layer.kernel, layer.stride,
+            )  # fmt: skip
+            dweight = dwindows.permute(0, 3, 1, 2)
         else:
             taps = _taps(weight)
             dtaps = torch.empty_like(taps)
@@ -204,7 +218,8 @@ class FusedKernels:
                 layer.kernel, layer.stride,
             )  # fmt: skip
             dweight = dtaps.permute(3, 2, 0, 1)
-        return Gradients(Linked(dx, x.y, norm[0]), dweight, norm[1], norm[2])
+        linked = None if dx is None else Linked(dx, x.y, norm[0])
+        return Gradients(linked, dweight, norm[1], norm[2])
 
     def _call(self, name: str, *arguments: Any) -> None:
         converted = [_argument(argument) for argument in arguments]
@@ -248,15 +263,11 @@ def _compiler(*arguments: str, source: bytes = b"") -> "subprocess.CompletedProc
 
 def is_covered(layer: Layer) -> bool:
     """Whether the C library has this convolution."""
-    if layer.operator is Operator.POINTWISE:
-        return True
-    return (
-        layer.operator is Operator.DEPTHWISE
-        and layer.kernel in _KERNELS
-        and layer.stride in _STRIDES
-        and layer.padding == layer.kernel // 2
-        and layer.in_channels >= _LANES
-    )
+    centred = layer.padding == layer.kernel // 2
+    if layer.operator is Operator.DEPTHWISE:
+        known = layer.kernel in _KERNELS and layer.stride in _STRIDES
+        return known and centred and layer.in_channels >= _LANES
+    return layer.operator is Operator.POINTWISE or (layer.operator is Operator.CONV and centred)
 
 
 def _norm_gradients(norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,9 +275,14 @@ def _norm_gradients(norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(norm), torch.empty_like(norm[0]), torch.empty_like(norm[0])
 
 
-def _dense(weight: Tensor) -> Tensor:
+def _matrix(weight: Tensor) -> Tensor:
     """Weight [out, in, 1, 1] as [out, in]."""
     return weight.flatten(1).contiguous()
+
+
+def _windows(weight: Tensor) -> Tensor:
+    """Weight [out, in, k, k] as [out, k, k, in]."""
+    return weight.permute(0, 2, 3, 1).contiguous()
 
 
 def _taps(weight: Tensor) -> Tensor:
@@ -293,7 +309,7 @@ def is_chain(layers: Sequence[Layer], x: Tensor, residual: Tensor | None) -> boo
     plain = is_plain(x) and (residual is None or is_plain(residual))
     last = layers[-1]
     silent = residual is None or (
-        last.operator is Operator.POINTWISE and last.activation is Activation.NONE
+        last.operator is not Operator.DEPTHWISE and last.activation is Activation.NONE
     )
     return covered and plain and silent and pixels > 1
 

@@ -67,9 +67,9 @@ INLINE void multiply_column(const float *a, int64_t ai, int64_t ak, const float 
         multiply_tile(a + i * ai, ai, ak, b, b_pitch, c + i * c_pitch, c_pitch, depth, add, 1, width);
 }
 
-/* `call` with as many vectors as are summed at a time, for every column j of `width` floats. */
-#define BY_COLUMN(call) \
-    for (int64_t j = 0, left = width / LANES; left;) { \
+/* `call` with as many vectors as are summed at a time, for every column j of `floats`. */
+#define BY_COLUMN(floats, call) \
+    for (int64_t j = 0, left = (floats) / LANES; left;) { \
         int64_t vectors = left >= TILE && left != 4 ? TILE : left >= 2 ? 2 : 1; \
         if (vectors == 3) call(3); \
         else if (vectors == 2) call(2); \
@@ -81,7 +81,7 @@ INLINE void multiply_column(const float *a, int64_t ai, int64_t ak, const float 
 static void multiply(const float *a, const float *b, float *c, int64_t rows, int64_t depth,
                      int64_t width) {
 #define CALL(W) multiply_column(a, depth, 1, b + j, width, c + j, width, rows, depth, 0, W)
-    BY_COLUMN(CALL)
+    BY_COLUMN(width, CALL)
 #undef CALL
 }
 
@@ -89,7 +89,7 @@ static void multiply(const float *a, const float *b, float *c, int64_t rows, int
 static void add_transposed(const float *a, const float *b, float *c, int64_t rows, int64_t depth,
                            int64_t width) {
 #define CALL(W) multiply_column(a, 1, rows, b + j, width, c + j, width, rows, depth, 1, W)
-    BY_COLUMN(CALL)
+    BY_COLUMN(width, CALL)
 #undef CALL
 }
 

@@ -27,6 +27,7 @@ from bignas.supernet.layers import (
 )
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import SearchSpace
+from bignas.supernet.stage import Block
 from bignas.supernet.train import TrainConfig, train
 
 CHANNELS = st.sampled_from([16, 24, 40, 64, 72, 130, 384])
@@ -111,6 +112,35 @@ def test_pointwise_gradients(
         assert close(found, expected)
 
 
+@given(
+    st.sampled_from([(3, 24), (24, 48), (33, 10), (64, 130)]), st.integers(1, 9),
+    st.integers(1, 18), st.sampled_from([3, 5]), st.sampled_from([1, 2]), st.booleans(),
+    st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_dense_gradients(
+    channels: tuple[int, int],
+    side: int,
+    count: int,
+    kernel: int,
+    stride: int,
+    of_input: bool,
+    seed: int,
+) -> None:
+    """Of the weights alone too, as in the first layer."""
+    layer = Layer("unit", Operator.CONV, side, side, *channels, kernel, stride, kernel // 2)
+    x, weight = images(count, channels[0], side, seed), images(channels[1], channels[0], kernel, 1)
+    results = []
+    for execution, kind in ((BatchExecution(), torch.float64), (fused(), torch.float32)):
+        leaves = [weight.to(kind).requires_grad_(), x.to(kind).requires_grad_(of_input)]
+        y = execution.convolve(layer, leaves[1], leaves[0], None)
+        gradient = images(count, channels[1], y.shape[2], seed + 2).to(kind)
+        results.append((y, *torch.autograd.grad(y, leaves[: 1 + of_input], gradient)))
+    assert type(results[1][0].grad_fn).__name__ == "_ConvolutionBackward"
+    for expected, found in zip(*results, strict=True):
+        assert close(found, expected)
+
+
 class Watching(BatchExecution):
     """Notes whether an activation gets a value so near to a kink that rounding decides."""
 
@@ -128,28 +158,25 @@ class Watching(BatchExecution):
 
 
 def chain_of(
-    sizes: tuple[int, int, int], side: int, kernel: int, stride: int, activation: Activation
+    sizes: tuple[int, int, int],
+    side: int,
+    kernel: int,
+    stride: int,
+    activation: Activation,
+    block: Block = Block.MBCONV,
 ) -> list[tuple[ElasticUnit, Layer]]:
-    """Return expand (unless it would change nothing), depthwise and project."""
+    """Return the units of a block, without an expansion that would change nothing."""
     channels, hidden, out_channels = sizes
     out_side = (side - 1) // stride + 1
-    layers = [
-        Layer("e", Operator.POINTWISE, side, side, channels, hidden, activation=activation),
-        Layer(
-            "d",
-            Operator.DEPTHWISE,
-            side,
-            side,
-            hidden,
-            hidden,
-            kernel,
-            stride,
-            kernel // 2,
-            activation,
-        ),
-        Layer("p", Operator.POINTWISE, out_side, out_side, hidden, out_channels),
-    ]
-    chosen = layers if channels != hidden else layers[1:]
+    window = (kernel, stride, kernel // 2, activation)
+    pointwise, dense, depthwise = Operator.POINTWISE, Operator.CONV, Operator.DEPTHWISE
+    if block is Block.FUSED_MBCONV:
+        first = [Layer("e", dense, side, side, channels, hidden, *window)]
+    else:
+        expand = Layer("e", pointwise, side, side, channels, hidden, activation=activation)
+        first = [expand] if channels != hidden else []
+        first.append(Layer("d", depthwise, side, side, hidden, hidden, *window))
+    chosen = [*first, Layer("p", pointwise, out_side, out_side, hidden, out_channels)]
     units = [
         ElasticUnit(
             one.out_channels, one.in_channels, one.kernel,
@@ -163,10 +190,10 @@ def chain_of(
 @given(
     st.sampled_from([(24, 72, 24), (16, 16, 16), (40, 40, 33), (20, 64, 130)]),
     st.integers(2, 9), st.integers(6, 9), st.sampled_from([3, 5]), st.sampled_from([1, 2]),
-    st.sampled_from([*KINDS]),
+    st.sampled_from([*KINDS]), st.sampled_from(Block),
     st.booleans(), st.integers(0, 99),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=90, deadline=None)
 def test_chains_and_their_gradients(
     sizes: tuple[int, int, int],
     side: int,
@@ -174,11 +201,12 @@ def test_chains_and_their_gradients(
     kernel: int,
     stride: int,
     activation: Activation,
+    block: Block,
     with_residual: bool,
     seed: int,
 ) -> None:
     with_residual = with_residual and stride == 1 and sizes[0] == sizes[2]
-    units = chain_of(sizes, side, kernel, stride, activation)
+    units = chain_of(sizes, side, kernel, stride, activation, block)
     generator = torch.Generator().manual_seed(seed)
     for unit, _ in units:
         for parameter in unit.parameters():
@@ -259,12 +287,14 @@ def test_results_do_not_depend_on_the_threads() -> None:
             fused().convolve(layer, leaves[0], leaves[1], None).sum(), leaves
         )
         found[-1].extend(gradients)
-        units = chain_of((24, 72, 24), 9, 3, 1, Activation.RELU)
-        for one, _ in units:
-            torch.nn.init.ones_(one.weight)
-        chained = fused().chain(units, leaves[0], None)
-        found[-1].append(chained)
-        found[-1].extend(torch.autograd.grad(chained.square().sum(), [*units[0][0].parameters()]))
+        for block in Block:
+            units = chain_of((24, 72, 24), 9, 3, 1, Activation.RELU, block)
+            for one, _ in units:
+                torch.nn.init.ones_(one.weight)
+            chained = fused().chain(units, leaves[0], None)
+            found[-1].append(chained)
+            first = [*units[0][0].parameters()]
+            found[-1].extend(torch.autograd.grad(chained.square().sum(), first))
     assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
