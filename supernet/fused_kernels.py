@@ -191,7 +191,8 @@ class FusedKernels:
     ) -> Gradients:
         """Gradients of a convolution; `residual` is added to that of an input without norm.
 
-        Depthwise convolutions take no residual. That of the input is not wanted in the first layer.
+        Depthwise convolutions take no residual. Without `of_input` dense ones leave out that of the
+        input, for which the first layer has no use.
         """
         dx = torch.empty_like(x.y) if of_input or layer.operator is not Operator.CONV else None
         norm = (None, None, None) if x.norm is None else _norm_gradients(x.norm)
