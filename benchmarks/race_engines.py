@@ -34,9 +34,9 @@ from interleave import WorkerCommand, WorkerError, run_worker, sample_in_turn
 from race_models import RaceModel, race_models, write_model
 from race_results import Entry, Key, is_done, key_of, merge, read_entries, summarise, write_results
 
-from bignas.compile.codegen import code_hash
 from bignas.compile.fusion import kernel_options
 from bignas.compile.graph import KernelGraph
+from bignas.compile.kernel_identity import code_hash
 from bignas.compile.lower import lower_onnx
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache

@@ -69,7 +69,6 @@ def compile_(
     )
     from bignas.compile.objects import ObjectCache
     from bignas.device_db.store import Store
-    from bignas.search.deliver import deliver_child, deliver_onnx
     from bignas.supernet.checkpoint import load_checkpoint
     from bignas.supernet.data import load_data
 
@@ -78,8 +77,12 @@ def compile_(
         device = store.device(device_name)
         cache = ObjectCache(device.target)
         if data_name is None:
+            from bignas.search.deliver_onnx import deliver_onnx
+
             bundle = deliver_onnx(Path(source), device, store, cache, out)
         else:
+            from bignas.search.deliver import deliver_child
+
             network, checkpoint = load_checkpoint(source)
             architecture = read_one_architecture(architectures, network.space, seed)
             data = load_data(data_name)

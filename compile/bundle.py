@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from bignas.compile.codegen import code_hash, compiler_version
 from bignas.compile.emulator import emulated_self_check, is_foreign
 from bignas.compile.fallback import FALLBACK
 from bignas.compile.graph import Call, FallbackCall
+from bignas.compile.kernel_identity import code_hash, compiler_version
 from bignas.compile.library import NetworkLibrary
 from bignas.compile.manifest import FileEntry, KernelEntry, Latency, Manifest, ScheduleSource
 from bignas.compile.native import build_runner

@@ -10,30 +10,18 @@ As in `compile/codegen`, the packed-function wrapper and TVM's allocator are lef
 so that the object references no TVM runtime; at most the C library's mathematics.
 """
 
-import hashlib
 import tempfile
-from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
 
-from bignas.compile.codegen import compiler_version
 from bignas.compile.fallback import FallbackKernel
 from bignas.device_db.errors import ToolchainError
 from bignas.device_db.records import Target
 
-__all__ = ["build_fallback", "fallback_hash"]
-
-
-@lru_cache(maxsize=1)
-def fallback_hash() -> str:
-    """Return the hash of what decides a fallback's machine code but the kernel and the target."""
-    digest = hashlib.sha256(compiler_version().encode())
-    digest.update(resources.files("bignas.compile").joinpath("fallback_object.py").read_bytes())
-    return digest.hexdigest()[:16]
+__all__ = ["build_fallback"]
 
 
 def build_fallback(kernel: FallbackKernel, target: Target) -> bytes:

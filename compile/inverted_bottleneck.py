@@ -1,10 +1,11 @@
-"""The layers that a fused inverted bottleneck stands for."""
+"""The layers that a fused inverted bottleneck stands for, and the schedule of each."""
 
 from dataclasses import replace
 
+from bignas.compile.schedule import Schedule
 from bignas.device_db.records import Operator, Workload
 
-__all__ = ["parts_of"]
+__all__ = ["parts_of", "schedules_of_parts"]
 
 
 def parts_of(block: Workload) -> tuple[Workload, ...]:
@@ -36,3 +37,11 @@ def parts_of(block: Workload) -> tuple[Workload, ...]:
         activation=block.activation,
     )
     return expand, depthwise, project
+
+
+def schedules_of_parts(block: Workload, schedule: Schedule) -> tuple[Schedule, ...]:
+    """Return the schedule of each layer within the block's kernel."""
+    expand = Schedule(schedule.tile, schedule.vectors)
+    window = Schedule(schedule.window_tile, 1, 2)
+    project = Schedule(schedule.project_tile, schedule.project_vectors)
+    return (expand, window, project) if block.expands else (window, project)

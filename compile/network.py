@@ -5,24 +5,18 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
-
-from bignas.compile.codegen import symbol_of
-from bignas.compile.graph import INPUT, FallbackCall, KernelCall, KernelGraph
+from bignas.compile.graph import FallbackCall, KernelGraph
+from bignas.compile.kernel_identity import symbol_of
 from bignas.compile.objects import ObjectCache
 from bignas.compile.plan import Plan, make_plan
 from bignas.compile.schedule import Schedule
 from bignas.compile.toolchain import link_shared_library
-from bignas.compile.workload import workloads
-from bignas.device_db.records import Operator, Workload
-from bignas.supernet.architecture import Architecture
-from bignas.supernet.space import SearchSpace
+from bignas.device_db.records import Workload
 
 __all__ = [
     "THREADS_OF_LIBRARY",
     "CompiledNetwork",
     "build_network",
-    "graph_with_random_weights",
     "network_sources",
     "runtime_files",
 ]
@@ -87,46 +81,3 @@ def runtime_files(names: Iterable[str]) -> dict[str, bytes]:
     """Return C files of the runtime, by name."""
     folder = resources.files("bignas.compile.runner")
     return {name: folder.joinpath(name).read_bytes() for name in names}
-
-
-def graph_with_random_weights(
-    space: SearchSpace, architecture: Architecture, seed: int = 0
-) -> KernelGraph:
-    """Return the kernels of an architecture with weights of the usual scale but no training.
-
-    Latency does not depend on the values of weights, so subnets can be measured before, and much
-    faster than, a child is trained and exported. A test holds the call plan of such a network equal
-    to that of the exported child.
-    """
-    random = np.random.default_rng(seed)
-    calls: list[KernelCall] = []
-    value = block_input = gated = INPUT
-    block = ""
-    layers = space.layers(architecture)
-    for layer, workload in zip(layers, workloads(space, architecture), strict=True):
-        prefix = layer.name.rpartition(".")[0]
-        if prefix != block:
-            block, block_input = prefix, value
-        source, other = value, block_input if workload.residual else None
-        if workload.operator is Operator.GLOBAL_POOL:
-            gated = value
-        elif workload.operator is Operator.SCALE:
-            source, other = gated, value
-        value = layer.name
-        calls.append(_random_call(workload, source, value, other, random))
-    size = architecture.resolution
-    return KernelGraph(tuple(calls), (space.in_channels, size, size), space.classes)
-
-
-def _random_call(
-    workload: Workload, source: str, output: str, other: str | None, random: np.random.Generator
-) -> KernelCall:
-    channels, kernel = workload.out_channels, workload.kernel
-    weights = None
-    if workload.weight_count:
-        inner = workload.weight_count // (channels * kernel * kernel)
-        scale = np.sqrt(2.0 / (inner * kernel * kernel))
-        shape = (channels, inner, kernel, kernel)
-        weights = (random.standard_normal(shape) * scale).astype(np.float32)
-    bias = np.full(channels, 0.1, np.float32)
-    return KernelCall(workload, source, output, other, weights, bias)

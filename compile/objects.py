@@ -1,8 +1,11 @@
 """A folder of built kernels, so that a network is linked instead of compiled.
 
 Keyed by kernel generators, target, workload and schedule; an object that is missing is built again
-and, since builds are deterministic, comes out the same.
+and, since builds are deterministic, comes out the same. The compiler is imported when something is
+missing.
 """
+
+# ruff: noqa: PLC0415 - importing the compiler takes seconds, which networks of kept kernels save
 
 import multiprocessing
 import os
@@ -10,9 +13,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from bignas.compile.codegen import build_object, code_hash, symbol_of
 from bignas.compile.fallback import FallbackKernel
-from bignas.compile.fallback_object import build_fallback, fallback_hash
+from bignas.compile.kernel_identity import code_hash, fallback_hash, symbol_of
 from bignas.compile.schedule import Schedule
 from bignas.device_db.errors import BignasError, TargetError
 from bignas.device_db.files import cache_folder, write_atomically
@@ -47,6 +49,8 @@ class ObjectCache:
         """
         path = self.folder / f"{symbol_of(workload, schedule)}.o"
         if not path.exists():
+            from bignas.compile.codegen import build_object
+
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, build_object(workload, schedule, self.target))
         return path
@@ -60,6 +64,8 @@ class ObjectCache:
         """
         path = self.folder / f"{kernel.symbol}-{fallback_hash()}.o"
         if not path.exists():
+            from bignas.compile.fallback_object import build_fallback
+
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, build_fallback(kernel, self.target))
         return path

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bignas.compile.codegen import pack_weights, symbol_of
 from bignas.compile.graph import INPUT, Call, FallbackCall, KernelCall, KernelGraph
+from bignas.compile.kernel_identity import symbol_of
+from bignas.compile.packing import pack_weights
 from bignas.compile.schedule import Schedule, task_count
 from bignas.device_db.errors import InputError
 from bignas.device_db.records import BYTES_PER_VALUE

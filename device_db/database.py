@@ -17,23 +17,18 @@ from typing import Any, Final
 
 import platformdirs
 import sqlalchemy as sql
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from bignas.device_db.errors import StoreError
-from bignas.device_db.schema import VERSION_TABLE
+from bignas.device_db.schema import SCHEMA_REVISIONS, VERSION_TABLE
 
 __all__ = ["BUSY_TIMEOUT_MS", "URL_VARIABLE", "Database"]
 
 URL_VARIABLE: Final = "BIGNAS_DB"
 BUSY_TIMEOUT_MS: Final = 30_000
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
 _BEGIN_OPTION = "bignas_begin"
 
 
@@ -163,18 +158,35 @@ def _migrate(engine: Engine, place: str) -> None:
     Raises:
         StoreError: it belongs to another program or to a newer bignas.
     """
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    scripts = ScriptDirectory.from_config(config)
     with engine.begin() as connection:
-        if _schema_revision(connection, scripts, place) == scripts.get_current_head():
+        if _schema_revision(connection, place) == SCHEMA_REVISIONS[-1]:
             return
+    # Alembic takes long to import, and only new and old stores need it
+    from bignas.device_db.migration import upgrade  # noqa: PLC0415
+
     _use_write_ahead_log(engine)
     with _write_transaction(engine) as connection:
-        if _schema_revision(connection, scripts, place) != scripts.get_current_head():
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        if _schema_revision(connection, place) != SCHEMA_REVISIONS[-1]:
+            upgrade(connection)
+
+
+def _schema_revision(connection: Connection, place: str) -> str | None:
+    """Return the schema of a store, None for an empty database."""
+    tables = sql.inspect(connection).get_table_names()
+    revision: str | None = None
+    if VERSION_TABLE in tables:
+        revision = connection.scalar(sql.text(f"SELECT version_num FROM {VERSION_TABLE}"))
+    if revision is None and tables:
+        raise StoreError(
+            f"the database {place} belongs to another program;"
+            f" choose another place with {URL_VARIABLE}"
+        )
+    if revision not in (None, *SCHEMA_REVISIONS):
+        raise StoreError(
+            f"the store {place} was written by a newer bignas (schema {revision});"
+            " upgrade bignas, or choose another place"
+        )
+    return revision
 
 
 def _use_write_ahead_log(engine: Engine) -> None:
@@ -186,23 +198,6 @@ def _use_write_ahead_log(engine: Engine) -> None:
         connection.cursor().execute("PRAGMA journal_mode = WAL")
     finally:
         connection.close()
-
-
-def _schema_revision(connection: Connection, scripts: ScriptDirectory, place: str) -> str | None:
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    revision = context.get_current_revision()
-    if revision is None:
-        if sql.inspect(connection).get_table_names():
-            raise StoreError(
-                f"the database {place} belongs to another program;"
-                f" choose another place with {URL_VARIABLE}"
-            )
-    elif revision not in {script.revision for script in scripts.walk_revisions()}:
-        raise StoreError(
-            f"the store {place} was written by a newer bignas (schema {revision});"
-            " upgrade bignas, or choose another place"
-        )
-    return revision
 
 
 def _reason(error: SQLAlchemyError | sqlite3.Error) -> str:

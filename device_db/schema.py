@@ -17,11 +17,13 @@ __all__ = [
     "MEASUREMENTS",
     "METADATA",
     "PROVENANCES",
+    "SCHEMA_REVISIONS",
     "VERSION_TABLE",
     "WORKLOADS",
 ]
 
 VERSION_TABLE = "bignas_schema_version"
+SCHEMA_REVISIONS = ("0001", "0002", "0003")  # of migrations/versions; the last is the current one
 
 METADATA = sql.MetaData()
 

@@ -10,7 +10,7 @@ first-level cache (measured in docs/decisions.md, "What a core can do has many s
 from dataclasses import replace
 from pathlib import Path
 
-from bignas.compile.codegen import code_hash, symbol_of
+from bignas.compile.kernel_identity import code_hash, symbol_of
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import candidates
 from bignas.compile.toolchain import link_shared_library

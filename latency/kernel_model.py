@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from bignas.device_db.errors import InputError
 from bignas.device_db.records import Workload
@@ -212,6 +211,9 @@ def _inputs(workloads: Sequence[Workload], work: Array) -> Array:
 
 def _fit_roofline(features: Array, latency_us: Array) -> Array:
     """Non-negative least squares of relative errors, on columns scaled to one."""
+    # it takes long to import, and predicting does without
+    from scipy.optimize import nnls  # noqa: PLC0415
+
     scale = np.maximum(features.max(axis=0), 1.0)
     rows = features / scale / latency_us[:, None]
     coefficients, _ = nnls(rows, np.ones(len(rows)))

@@ -34,7 +34,7 @@ from typing import Protocol
 
 import psutil
 
-from bignas.compile.codegen import code_hash
+from bignas.compile.kernel_identity import code_hash
 from bignas.compile.network import THREADS_OF_LIBRARY, runtime_files
 from bignas.compile.plan import MOST_THREADS
 from bignas.compile.toolchain import link_program

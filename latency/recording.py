@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bignas.compile.codegen import compiler_version
+from bignas.compile.kernel_identity import compiler_version
 from bignas.compile.schedule import Schedule
 from bignas.device_db.records import (
     Environment,

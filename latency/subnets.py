@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bignas.compile.network import build_network, graph_with_random_weights
+from bignas.compile.child_graph import graph_with_random_weights
+from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
 from bignas.device_db.records import BYTES_PER_VALUE, Device, Measurement, Workload
 from bignas.device_db.store import Store

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bignas.compile.codegen import symbol_of
 from bignas.compile.fusion import choose_kernels
+from bignas.compile.kernel_identity import symbol_of
 from bignas.compile.objects import (
     BuiltObject,
     ObjectCache,

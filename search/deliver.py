@@ -1,9 +1,10 @@
-"""From an architecture to the bundle that ships: the one path, for children and for ONNX models.
+"""From an architecture to the bundle that ships; `deliver_onnx.py` has the way of other models.
 
-child -> calibrated -> ONNX -> fused kernels -> tuned kernels of the device -> linked -> bundle.
-Kernels that the device's table lacks are tuned on the way; everything else is looked up. What the
-table of a device that cannot be measured here lacks (another processor family, another processor)
-gets the best guess.
+child -> calibrated -> ONNX, and fused kernels -> tuned kernels of the device -> linked -> bundle.
+The kernels come from the child's layers, as those that are measured and predicted; the bundle is
+checked against what ONNX Runtime makes of its ONNX form. Kernels that the device's table lacks are
+tuned on the way; everything else is looked up. What the table of a device that cannot be measured
+here lacks (another processor family, another processor) gets the best guess.
 """
 
 import math
@@ -16,13 +17,13 @@ import numpy as np
 import psutil
 
 from bignas.compile.bundle import GOLDEN_IMAGES, Bundle, BundleContents, write_bundle
+from bignas.compile.child_graph import graph_of_child
 from bignas.compile.fusion import kernel_options
 from bignas.compile.graph import KernelGraph
-from bignas.compile.lower import lower_onnx
 from bignas.compile.manifest import Latency
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
-from bignas.compile.onnx_export import export_onnx, load_onnx
+from bignas.compile.onnx_export import export_onnx
 from bignas.device_db.errors import ModelError
 from bignas.device_db.files import require_writable
 from bignas.device_db.probe import obstacle_to_measuring, probe_local
@@ -43,7 +44,7 @@ from bignas.supernet.evaluate import extract_calibrated
 from bignas.supernet.network import Supernet
 from bignas.supernet.space import SearchSpace
 
-__all__ = ["deliver_child", "deliver_onnx", "predicted_latency"]
+__all__ = ["deliver_child", "deliver_graph", "predicted_latency", "require_memory"]
 
 COPIES = 2  # of what a run needs, while it is compiled: ONNX Runtime answers beside our kernels
 
@@ -83,13 +84,14 @@ def deliver_child(
     space = network.space
     child = extract_calibrated(network, architecture, data)
     size = architecture.resolution
-    model = export_onnx(child, size, space.in_channels)
+    graph = graph_of_child(child)
+    require_memory(graph, device)
     images = data.validation.images[:GOLDEN_IMAGES]
-    return _deliver(
+    return deliver_graph(
         out,
         name=f"{space.name}-{out.name}",
-        model=model,
-        graph=_lowered(model, device),
+        model=export_onnx(child, size, space.in_channels),
+        graph=graph,
         golden=preprocess(images, size, data.mean, data.std).numpy(),
         device=device,
         store=store,
@@ -107,35 +109,28 @@ def deliver_child(
     )
 
 
-def deliver_onnx(
-    model: Path, device: Device, store: Store, cache: ObjectCache, out: Path
-) -> Bundle:
-    """Compile an ONNX model and write its bundle; golden inputs are random.
+def require_memory(graph: KernelGraph, device: Device) -> None:
+    """Make sure that a network fits into its device, and into this machine until then.
 
     Raises:
-        ModelError: the file is no valid ONNX model, or has an unsupported operator (named).
-        OutputError: the bundle cannot be written.
-        ToolchainError, MeasurementError: kernels cannot be built or tuned on this machine.
+        ModelError: it does not.
     """
-    require_writable(out)
-    content = load_onnx(model)
-    graph = _lowered(content, device)
-    random = np.random.default_rng(0)
-    golden = random.standard_normal((GOLDEN_IMAGES, *graph.input_shape)).astype(np.float32)
-    return _deliver(
-        out,
-        name=model.stem,
-        model=content,
-        graph=graph,
-        golden=golden,
-        device=device,
-        store=store,
-        cache=cache,
-        preprocessing={"note": "as the model's author trained it"},
-    )
+    needed = graph.memory_bytes
+    here = COPIES * (needed + GOLDEN_IMAGES * math.prod(graph.input_shape) * BYTES_PER_VALUE)
+    available = psutil.virtual_memory().available
+    if needed > device.memory_bytes:
+        raise ModelError(
+            f"not enough memory: the network needs {needed / 2**20:,.0f} MiB,"
+            f" device {device.name!r} has {device.memory_bytes / 2**20:,.0f}"
+        )
+    if here > available:
+        raise ModelError(
+            f"not enough memory: to compile and check the network takes {here / 2**20:,.0f} MiB,"
+            f" {available / 2**20:,.0f} are available on this machine"
+        )
 
 
-def _deliver(
+def deliver_graph(
     out: Path,
     *,
     name: str,
@@ -150,6 +145,15 @@ def _deliver(
     architecture: Architecture | None = None,
     predicted: Latency | None = None,
 ) -> Bundle:
+    """Find or measure the kernels of a network, link it and write its bundle.
+
+    `model` is its ONNX form, `golden` inputs [n, channels, height, width] to check it with. Of a
+    network without a space, all options to fuse its layers are measured.
+
+    Raises:
+        OutputError: the bundle cannot be written.
+        ToolchainError, MeasurementError: kernels cannot be built or tuned on this machine.
+    """
     kernels = _kernels(graph, device, store, cache, known_space=space is not None)
     graph = fuse_tuned(graph, kernels)
     schedules = schedules_or_guesses(graph.workloads, kernels, device)
@@ -170,29 +174,6 @@ def _deliver(
         bignas_version=version("bignas"),
     )
     return write_bundle(out, contents)
-
-
-def _lowered(model: bytes, device: Device) -> KernelGraph:
-    """Return the kernels of a model that fits into the device, and into this machine until then.
-
-    Raises:
-        ModelError: it does not, or cannot be lowered.
-    """
-    graph = lower_onnx(model)
-    needed = graph.memory_bytes
-    here = COPIES * (needed + GOLDEN_IMAGES * math.prod(graph.input_shape) * BYTES_PER_VALUE)
-    available = psutil.virtual_memory().available
-    if needed > device.memory_bytes:
-        raise ModelError(
-            f"not enough memory: the network needs {needed / 2**20:,.0f} MiB,"
-            f" device {device.name!r} has {device.memory_bytes / 2**20:,.0f}"
-        )
-    if here > available:
-        raise ModelError(
-            f"not enough memory: to compile and check the network takes {here / 2**20:,.0f} MiB,"
-            f" {available / 2**20:,.0f} are available on this machine"
-        )
-    return graph
 
 
 def _kernels(

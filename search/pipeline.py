@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bignas.compile.bundle import Bundle
-from bignas.compile.codegen import code_hash
+from bignas.compile.kernel_identity import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import (

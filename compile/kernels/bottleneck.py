@@ -11,11 +11,9 @@ the image computes the first rows of its ring anew.
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
-from bignas.compile.inverted_bottleneck import parts_of
-from bignas.compile.kernels import pointwise, spatial
+from bignas.compile.inverted_bottleneck import parts_of, schedules_of_parts
 from bignas.compile.kernels.builder import (
     Arguments,
     Expr,
@@ -29,39 +27,16 @@ from bignas.compile.kernels.builder import (
 from bignas.compile.kernels.pointwise import Product, over_groups
 from bignas.compile.kernels.spatial import Window, depthwise_window_row, over_tiles, row_segments
 from bignas.compile.schedule import Schedule, Split, vector_chunks
-from bignas.device_db.records import Operator, Workload
+from bignas.device_db.records import Workload
 
-__all__ = ["emit", "pack"]
-
-
-def pack(workload: Workload, schedule: Schedule, lanes: int, weights: np.ndarray) -> np.ndarray:
-    """Pack the layers' weights, given one after the other and flat, each as its layer's kernel."""
-    packed = []
-    start = 0
-    for layer, plan in zip(parts_of(workload), _schedules(workload, schedule), strict=True):
-        count = layer.weight_count
-        shape = (layer.out_channels, -1, layer.kernel, layer.kernel)
-        values = weights[start : start + count].reshape(shape)
-        start += count
-        depthwise = layer.operator is Operator.DEPTHWISE
-        pack_layer = spatial.pack_depthwise if depthwise else pointwise.pack
-        packed.append(pack_layer(layer, plan, lanes, values))
-    return np.concatenate(packed)
-
-
-def _schedules(workload: Workload, schedule: Schedule) -> tuple[Schedule, ...]:
-    """Return the schedule of each layer."""
-    expand = Schedule(schedule.tile, schedule.vectors)
-    window = Schedule(schedule.window_tile, 1, 2)
-    project = Schedule(schedule.project_tile, schedule.project_vectors)
-    return (expand, window, project) if workload.expands else (window, project)
+__all__ = ["emit"]
 
 
 def emit(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:
     """Return the TIR function of an inverted bottleneck."""
     hidden, kernel, width = workload.hidden_channels, workload.kernel, workload.width
     *_, depthwise, project = parts_of(workload)
-    *expansion, window_schedule, project_schedule = _schedules(workload, schedule)
+    *expansion, window_schedule, project_schedule = schedules_of_parts(workload, schedule)
     window_bias = hidden if workload.expands else 0
     window_weights = workload.in_channels * hidden if workload.expands else 0
     project_weights = window_weights + hidden * kernel * kernel

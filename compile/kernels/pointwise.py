@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
 from bignas.compile.kernels.builder import (
@@ -27,16 +26,9 @@ from bignas.compile.kernels.builder import (
 from bignas.compile.schedule import Schedule, Split, column_groups, vector_chunks
 from bignas.device_db.records import Workload
 
-__all__ = ["Product", "emit", "over_groups", "pack"]
+__all__ = ["Product", "emit", "over_groups"]
 
 LINE = 16  # float32 values of a cache line
-
-
-def pack(workload: Workload, schedule: Schedule, lanes: int, weights: np.ndarray) -> np.ndarray:
-    """Pack weights [out, in, 1, 1] as [group][in][channel of the group], flat."""
-    matrix = weights.reshape(workload.out_channels, workload.in_channels)
-    groups = column_groups(workload.out_channels, lanes, schedule.vectors)
-    return np.concatenate([matrix[start : start + width].T.ravel() for start, width in groups])
 
 
 def emit(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
 from bignas.compile.kernels.builder import (
@@ -25,7 +24,7 @@ from bignas.compile.kernels.builder import (
     spread,
 )
 from bignas.compile.kernels.pointwise import over_groups
-from bignas.compile.schedule import Schedule, Split, column_groups, vector_chunks
+from bignas.compile.schedule import Schedule, Split, vector_chunks
 from bignas.device_db.records import Layout, Workload
 
 __all__ = [
@@ -34,32 +33,10 @@ __all__ = [
     "emit_conv",
     "emit_depthwise",
     "over_tiles",
-    "pack_conv",
-    "pack_depthwise",
     "row_segments",
 ]
 
 UNROLLED_CHANNELS = 4  # up to so many input channels (RGB) the reduction is written out
-
-
-def pack_conv(
-    workload: Workload, schedule: Schedule, lanes: int, weights: np.ndarray
-) -> np.ndarray:
-    """Pack weights [out, in, k, k] as [group][window row][in][window column][channel], flat."""
-    groups = column_groups(workload.out_channels, lanes, schedule.vectors)
-    return np.concatenate(
-        [weights[start : start + width].transpose(2, 1, 3, 0).ravel() for start, width in groups]
-    )
-
-
-def pack_depthwise(
-    workload: Workload, schedule: Schedule, lanes: int, weights: np.ndarray
-) -> np.ndarray:
-    """Pack weights [channels, 1, k, k] as [group][window row][window column][channel], flat."""
-    groups = column_groups(workload.out_channels, lanes, schedule.vectors)
-    return np.concatenate(
-        [weights[start : start + width, 0].transpose(1, 2, 0).ravel() for start, width in groups]
-    )
 
 
 def emit_depthwise(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bignas.compile.codegen import pack_weights, symbol_of
 from bignas.compile.inverted_bottleneck import parts_of
+from bignas.compile.kernel_identity import symbol_of
 from bignas.compile.library import aligned_floats
 from bignas.compile.objects import ObjectCache
+from bignas.compile.packing import pack_weights
 from bignas.compile.schedule import Schedule, task_count
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.records import Activation, Layout, Operator, Target, Workload

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bignas.compile.child_graph import graph_with_random_weights
 from bignas.compile.fusion import LARGE_BYTES, choose_kernels, fuse_graph, kernel_options
 from bignas.compile.graph import INPUT, KernelCall, KernelGraph
 from bignas.compile.inverted_bottleneck import parts_of
-from bignas.compile.network import graph_with_random_weights
 from bignas.compile.workload import workloads
 from bignas.device_db.records import Activation, Operator, Workload
 from bignas.supernet.space import SearchSpace

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bignas.compile.codegen import build_object, code_hash, pack_weights, symbol_of
+from bignas.compile.codegen import build_object
+from bignas.compile.kernel_identity import code_hash, symbol_of
 from bignas.compile.objects import ObjectCache
+from bignas.compile.packing import pack_weights
 from bignas.compile.schedule import (
     MAX_CANDIDATES,
     Schedule,

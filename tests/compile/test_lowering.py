@@ -10,8 +10,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from bignas.compile.child_graph import graph_of_child, graph_with_random_weights
 from bignas.compile.lower import lower_onnx
-from bignas.compile.network import graph_with_random_weights
 from bignas.compile.onnx_export import export_onnx, load_onnx, run_onnx
 from bignas.compile.plan import make_plan
 from bignas.compile.workload import workloads
@@ -63,11 +63,17 @@ def check_parity(space: SearchSpace, architecture: Architecture, seed: int, fold
     schedules = first_schedules(graph, target)
     plans = [
         make_plan(one, [schedules[work] for work in one.workloads], target.vector_lanes)
-        for one in (graph, graph_with_random_weights(space, architecture))
+        for one in (
+            graph,
+            graph_of_child(sample.child),
+            graph_with_random_weights(space, architecture),
+        )
     ]
-    assert plans[0].source == plans[1].source
-    assert plans[0].workspace_bytes == plans[1].workspace_bytes
-    assert len(plans[0].weights) == len(plans[1].weights)
+    assert len({plan.source for plan in plans}) == 1
+    assert len({plan.workspace_bytes for plan in plans}) == 1
+    assert len({len(plan.weights) for plan in plans}) == 1
+    exported, folded = (np.frombuffer(plan.weights, np.float32) for plan in plans[:2])
+    assert np.allclose(exported, folded, rtol=1e-5, atol=1e-6 * np.abs(exported).max())
 
 
 @pytest.mark.parametrize("end", ["smallest", "biggest"])

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bignas.compile.child_graph import graph_with_random_weights
 from bignas.compile.graph import INPUT, KernelCall, KernelGraph
-from bignas.compile.network import graph_with_random_weights
 from bignas.compile.plan import ALIGNMENT, make_plan
 from bignas.compile.schedule import Schedule
 from bignas.device_db.records import Operator, Workload

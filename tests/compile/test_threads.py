@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from bignas.compile.bundle import RUNNER
+from bignas.compile.child_graph import graph_with_random_weights
 from bignas.compile.library import NetworkLibrary, aligned_floats
-from bignas.compile.network import graph_with_random_weights
 from bignas.compile.plan import MOST_THREADS
 from bignas.device_db.errors import InputError, MeasurementError
 from bignas.latency.protocol import Settings

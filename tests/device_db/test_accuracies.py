@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sql
-from alembic import command
-from alembic.config import Config
 
-from bignas.device_db import database
 from bignas.device_db.accuracies import EvaluationSetting
 from bignas.device_db.errors import StoreError
+from bignas.device_db.migration import upgrade
 from bignas.device_db.rows import device_values
-from bignas.device_db.schema import DEVICES
+from bignas.device_db.schema import DEVICES, SCHEMA_REVISIONS
 from bignas.device_db.store import Store
 from tests.device_db import samples
 
@@ -62,13 +60,9 @@ def test_an_evaluation_has_images(images: int, calibration: int) -> None:
 
 def test_a_store_of_the_first_schema_gets_the_table(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'old.sqlite'}"
-    config = Config()
-    config.set_main_option("script_location", str(database._MIGRATIONS))
-    config.set_main_option("path_separator", "os")
     engine = sql.create_engine(url)
     with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+        upgrade(connection, SCHEMA_REVISIONS[0])
         device = device_values(samples.device())
         connection.execute(sql.insert(DEVICES).values(device))
     assert "accuracies" not in sql.inspect(engine).get_table_names()

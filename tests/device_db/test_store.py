@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bignas.device_db import database, store
+from bignas.device_db import database, migration, store
 from bignas.device_db.errors import (
     MeasurementError,
     StoreError,
@@ -29,7 +29,7 @@ from bignas.device_db.records import (
     Provenance,
     Subject,
 )
-from bignas.device_db.schema import METADATA, VERSION_TABLE
+from bignas.device_db.schema import METADATA, SCHEMA_REVISIONS, VERSION_TABLE
 from bignas.device_db.store import Store
 from tests.device_db import samples
 
@@ -246,8 +246,11 @@ def test_migrations_lead_to_the_schema_in_use(opened: Store, path: Path) -> None
         options = {"version_table": VERSION_TABLE}
         context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, METADATA) == []
+        assert context.get_current_revision() == SCHEMA_REVISIONS[-1]
     engine.dispose()
     opened.close()
+    migrations = Path(migration.__file__).parent / "migrations" / "versions"
+    assert sorted(one.name[1:5] for one in migrations.glob("v*.py")) == [*SCHEMA_REVISIONS]
 
 
 def test_devices_of_an_older_store_are_not_remote(opened: Store, path: Path) -> None:

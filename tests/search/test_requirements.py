@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bignas.compile.network import graph_with_random_weights
+from bignas.compile.child_graph import graph_with_random_weights
 from bignas.compile.objects import ObjectCache
 from bignas.compile.plan import make_plan
 from bignas.compile.schedule import candidates
