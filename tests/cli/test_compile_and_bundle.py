@@ -11,9 +11,8 @@ import psutil
 import pytest
 from onnx import TensorProto, helper
 
-from bignas.compile import objects, toolchain
+from bignas.compile import codegen, toolchain
 from bignas.compile.bundle import Verification
-from bignas.compile.codegen import build_object
 from bignas.compile.schedule import Schedule
 from bignas.device_db import probe
 from bignas.device_db.presets import PRESETS
@@ -277,12 +276,13 @@ def test_tuned_children_compile_without_measuring_or_building(
     monkeypatch.setattr(tuning, "measure_on", unwanted)
     monkeypatch.setattr(tuning, "build_objects", unwanted)
     built: list[Workload] = []
+    build_object = codegen.build_object
 
     def build(workload: Workload, schedule: Schedule, target: Target) -> bytes:
         built.append(workload)
         return build_object(workload, schedule, target)
 
-    monkeypatch.setattr(objects, "build_object", build)
+    monkeypatch.setattr(codegen, "build_object", build)
     command = ("compile", checkpoint, "--data", "digits", "--out", "made")
     for child in ("smallest", "biggest"):
         made = run_json(*command, "--arch", child)
