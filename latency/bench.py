@@ -12,12 +12,24 @@ from bignas.device_db.errors import MeasurementError
 from bignas.device_db.records import Device, MeasurementKind, Target
 from bignas.latency.anchor import anchored
 from bignas.latency.measuring import measure_on
-from bignas.latency.protocol import NetworkJob, Settings, measure
+from bignas.latency.protocol import (
+    MEDIAN_ERROR,
+    REFERENCE_SECONDS,
+    NetworkJob,
+    Settings,
+    measure,
+)
 from bignas.latency.remote_bundle import check_fits
 
 __all__ = ["BENCH_SETTINGS", "PROCESSES", "bench_bundle"]
 
-BENCH_SETTINGS = Settings(rounds=50, sample_us=1000.0, attempts=4)
+BENCH_SETTINGS = Settings(
+    rounds=50,
+    sample_us=1000.0,
+    attempts=4,
+    wanted_error=MEDIAN_ERROR,
+    find_seconds=REFERENCE_SECONDS,
+)
 PROCESSES = 5  # whose samples are pooled: where its pages lie in the caches is drawn anew in each
 
 

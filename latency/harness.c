@@ -5,9 +5,9 @@
  * Two sentinels run before and after each group: the anchor, a kernel for the same processor as the
  * jobs, which shows how fast the core is, and a stream through the shared cache, which shows other
  * users of it. When the core changed meanwhile or is far from its reference, or the stream is slower
- * than it can be, the group's samples are thrown away and repeated; after many attempts the one with
- * the calmest sentinels is taken. Groups in which everything fits into the core's own cache are not
- * judged by the shared one.
+ * than it can be, the group's samples are put aside and it is repeated, a few times at once, then in
+ * later rounds. Those put aside with the calmest sentinels fill up what is still missing after many
+ * rounds. Groups in which everything fits into the core's own cache are not judged by the shared one.
  *
  * Clocks rise and fall in steps, with what other cores do, and so does what wide vectors or a shared
  * front end get done in a cycle. Samples are given at the reference: divided by how much longer than
@@ -18,6 +18,7 @@
  *   flush N                                                 (the same to empty it, or 0)
  *   core TOLERANCE NS | memory TOLERANCE NS                 (NS: reference, 0 when there is none; the
  *                                                            core's tolerance is that of a change)
+ *   find_ns N                                               (how long to look for a reference)
  *   kernel IN WEIGHTS BIAS OTHER OUT SCRATCH TASKS SYMBOL LIBRARY     (sizes in floats)
  *   anchor ... (as a kernel, of one task)
  *   network LIBRARY
@@ -60,6 +61,13 @@ struct job {
     int inner, count;
     double expected_ns;
     double *samples;
+    struct aside *aside; /* at most as many as there are rounds, the calmest */
+    int aside_count;
+};
+
+/* A sample of a disturbed group, and how far that was from what is tolerated. */
+struct aside {
+    double sample, disturbance;
 };
 
 enum { GROUP = 4096 };
@@ -80,17 +88,19 @@ static double now_ns(void) {
     return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
 }
 
-/* Sentinels and what they usually read: the median of the latest readings for the core, the tenth
- * percentile for the stream; or a reference from earlier runs on this machine. Inputs are read from
- * volatile variables, or the compiler would compute the results itself. */
-enum { CORE, MEMORY, SENTINELS, HISTORY = 2048, ATTEMPTS = 30, WARM_UPS = 200 };
+/* Sentinels and their reference: the tenth percentile of the latest readings, or what earlier runs on
+ * this machine found. Neighbours make a core slower in changing ways, and stay away now and then: how
+ * fast it is without them is what can be found again. Inputs are read from volatile variables, or the
+ * compiler would compute the results itself. */
+enum { CORE, MEMORY, SENTINELS, HISTORY = 1 << 15, WARM_UPS = 200 };
+enum { ATTEMPTS = 6, LAPS = 5 }; /* at a group in a round; rounds there are at most, for one asked for */
 enum { LINE_FLOATS = 16 };
 
-static const double FARTHEST_CORE = 1.3, USUAL = 0.5, BEST = 0.1;
+static const double FARTHEST_CORE = 1.2, BEST = 0.1;
 
 struct sentinel {
-    double readings[HISTORY], reference, usual, tolerance;
-    long count;
+    double readings[HISTORY], reference, best, tolerance;
+    long count, next; /* readings so far, and after how many the best is looked for again */
 };
 
 static struct sentinel sentinels[SENTINELS];
@@ -176,19 +186,26 @@ static double read_memory(void) {
     return now_ns() - start;
 }
 
+/* A line for whoever waits, at once. */
+static void say(const char *word) {
+    puts(word);
+    fflush(stdout);
+}
+
 static int ascending(const void *left, const void *right) {
     double a = *(const double *)left, b = *(const double *)right;
     return (a > b) - (a < b);
 }
 
-static void note(struct sentinel *it, double reading, double percentile) {
+static void note(struct sentinel *it, double reading) {
     static double sorted[HISTORY];
     it->readings[it->count++ % HISTORY] = reading;
-    if (it->count < 50 ? it->count % 10 != 1 : it->count % 50) return;
+    if (it->count < it->next) return;
     size_t size = it->count < HISTORY ? (size_t)it->count : HISTORY;
+    it->next = it->count + 10 + (long)size / 20;
     memcpy(sorted, it->readings, size * sizeof *sorted);
     qsort(sorted, size, sizeof *sorted, ascending);
-    it->usual = sorted[(size_t)((double)size * percentile)];
+    it->best = sorted[(size_t)((double)size * BEST)];
 }
 
 /* What the readings took with stalls, in shortest ones: the median of several counts, so that bursts
@@ -212,8 +229,8 @@ struct look {
 
 static struct look look(int shares) {
     struct look seen = {read_core(), shares ? read_memory() : 0};
-    note(&sentinels[CORE], seen.core, USUAL);
-    if (shares) note(&sentinels[MEMORY], seen.memory, BEST);
+    note(&sentinels[CORE], seen.core);
+    if (shares) note(&sentinels[MEMORY], seen.memory);
     return seen;
 }
 
@@ -230,7 +247,7 @@ static double disturbance(struct look before, struct look after, int shares) {
     double distance = core_distance(larger(before.core, after.core));
     double worst = larger(change / (1 + core->tolerance), distance / FARTHEST_CORE);
     if (!shares) return worst;
-    double best = memory->usual;
+    double best = memory->best;
     if (memory->reference > 0 && memory->reference < best) best = memory->reference;
     return larger(worst, larger(before.memory, after.memory) / (best * (1 + memory->tolerance)));
 }
@@ -344,6 +361,34 @@ static uint32_t random_bits(void) { /* xorshift64*: Vigna, ACM TOMS 42(4), 2016 
     return (uint32_t)((state * 2685821657736338717ULL) >> 32);
 }
 
+/* Put a sample of a disturbed group aside, in the place of the worst one when there are so many. */
+static void put_aside(struct job *job, double sample, double disturbed, int most) {
+    int place = job->aside_count;
+    if (place == most) {
+        place = 0;
+        for (int i = 1; i < most; i++)
+            if (job->aside[i].disturbance > job->aside[place].disturbance) place = i;
+        if (job->aside[place].disturbance <= disturbed) return;
+    } else {
+        job->aside_count++;
+    }
+    job->aside[place] = (struct aside){sample, disturbed};
+}
+
+static int calmer(const void *left, const void *right) {
+    double a = ((const struct aside *)left)->disturbance, b = ((const struct aside *)right)->disturbance;
+    return (a > b) - (a < b);
+}
+
+/* Fill up what is missing with the calmest of what was put aside; returns how many those are. */
+static long fill_up(struct job *job, int rounds) {
+    long filled = 0;
+    qsort(job->aside, (size_t)job->aside_count, sizeof *job->aside, calmer);
+    while (job->count < rounds && filled < job->aside_count)
+        job->samples[job->count++] = job->aside[filled++].sample;
+    return filled;
+}
+
 static const float SCALES[BUFFERS] = {1.0f, 0.05f, 0.1f, 1.0f, 1.0f};
 
 /* Allocate buffers of so many floats and fill them with random values of their scale. */
@@ -428,7 +473,7 @@ int main(void) {
     size_t flush = 0, cache = 0;
     cpu_set_t set;
     CPU_ZERO(&set);
-    double sample_ns = 50000;
+    double sample_ns = 50000, find_ns = 1e9;
     char line[8192], word[32];
     if (is_emulated()) {
         puts("emulated");
@@ -446,6 +491,7 @@ int main(void) {
         else if (!strcmp(word, "flush")) sscanf(line, "%*s %zu", &flush);
         else if (!strcmp(word, "rounds")) sscanf(line, "%*s %d", &rounds);
         else if (!strcmp(word, "sample_ns")) sscanf(line, "%*s %lf", &sample_ns);
+        else if (!strcmp(word, "find_ns")) sscanf(line, "%*s %lf", &find_ns);
         else if (!strcmp(word, "core"))
             sscanf(line, "%*s %lf %lf", &sentinels[CORE].tolerance, &sentinels[CORE].reference);
         else if (!strcmp(word, "memory"))
@@ -506,74 +552,82 @@ int main(void) {
         run_job(job, job->inner);
         job->expected_ns = now_ns() - begin;
         job->samples = malloc(sizeof(double) * (size_t)rounds);
+        job->aside = malloc(sizeof *job->aside * (size_t)rounds);
     }
-    puts("started");
-    fflush(stdout);
+    say("started");
     if (anchor.tasks && usable && load_anchor()) return 3;
 
     /* what the sentinels can do while the jobs run: many processors lower the clock for wide vectors */
-    int known = sentinels[CORE].reference > 0, looks = known ? WARM_UPS : 10 * WARM_UPS;
-    double warm_ns = 0, enough_ns = known ? WARM_NS : 10 * WARM_NS;
-    for (int i = 0; usable && i < looks && (i < WARM_UPS / 4 || warm_ns < enough_ns); i++) {
+    int known = sentinels[CORE].reference > 0;
+    double warm_ns = 0, begin = now_ns();
+    for (int i = 0; usable && (known ? i < WARM_UPS && (i < WARM_UPS / 4 || warm_ns < WARM_NS)
+                                     : i < WARM_UPS || now_ns() - begin < find_ns); i++) {
         const struct job *job = &jobs[order[i % usable]];
         warm_ns += run_job(job, job->inner);
         if (i >= WARM_UPS / 8) look(1);
+        if (i % 1000 == 999) say("finding");
     }
-    if (!known) sentinels[CORE].reference = sentinels[CORE].usual;
+    if (!known) sentinels[CORE].reference = sentinels[CORE].best;
 
-    long groups = 0, rejected = 0, unsettled = 0;
-    static double scratch[GROUP], calmest[GROUP];
+    long measured = 0, rejected = 0, unsettled = 0;
+    static double samples[GROUP];
+    int *visited = malloc(sizeof(int) * (size_t)(count + 1)), least_count = 0;
     memset(shortest_ns, 0, sizeof shortest_ns);
     memset(mean_ns, 0, sizeof mean_ns);
-    for (int round = 0; round < rounds; round++) {
-        block = round * BLOCKS / rounds;
-        for (int k = usable - 1; k > 0; k--) {
-            int other = (int)(random_bits() % (uint32_t)(k + 1)), kept = order[k];
-            order[k] = order[other];
-            order[other] = kept;
+    for (int round = 0; usable && round < LAPS * rounds && least_count < rounds; round++) {
+        block = round < rounds ? round * BLOCKS / rounds : block;
+        int visits = 0;
+        for (int k = 0; k < usable; k++)
+            if (jobs[order[k]].count < rounds) visited[visits++] = order[k];
+        for (int k = visits - 1; k > 0; k--) {
+            int other = (int)(random_bits() % (uint32_t)(k + 1)), kept = visited[k];
+            visited[k] = visited[other];
+            visited[other] = kept;
         }
-        for (int first = 0; first < usable;) {
+        for (int first = 0; first < visits;) {
             int last = first, shares = 0;
             double planned = 0;
-            while (last < usable && last - first < GROUP && (planned < GROUP_NS || last == first)) {
-                shares |= jobs[order[last]].shares;
-                planned += jobs[order[last++]].expected_ns;
+            while (last < visits && last - first < GROUP && (planned < GROUP_NS || last == first)) {
+                shares |= jobs[visited[last]].shares;
+                planned += jobs[visited[last++]].expected_ns;
             }
-            double least = 1e18;
             for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
                 struct look before = look(shares);
                 for (int k = first; k < last; k++) {
-                    struct job *job = &jobs[order[k]];
+                    struct job *job = &jobs[visited[k]];
                     prepare(job);
-                    scratch[k - first] = run_job(job, job->inner) / job->inner;
+                    samples[k - first] = run_job(job, job->inner) / job->inner;
                 }
                 struct look after = look(shares);
-                double worse = disturbance(before, after, shares);
+                double disturbed = disturbance(before, after, shares);
                 double slower = (before.core + after.core) / 2 / sentinels[CORE].reference;
-                if (worse < least) {
-                    least = worse;
-                    for (int k = 0; k < last - first; k++) calmest[k] = scratch[k] / slower;
+                for (int k = first; k < last; k++) {
+                    struct job *job = &jobs[visited[k]];
+                    double sample = samples[k - first] / slower;
+                    if (disturbed <= 1) job->samples[job->count++] = sample;
+                    else put_aside(job, sample, disturbed, rounds);
                 }
-                if (worse <= 1.0) break;
+                if (disturbed <= 1) break;
                 rejected++;
-            }
-            groups++;
-            if (least > 1.0) unsettled++;
-            for (int k = first; k < last; k++) {
-                struct job *job = &jobs[order[k]];
-                job->samples[job->count++] = calmest[k - first];
             }
             first = last;
         }
-        printf("round %d %ld\n", round + 1, rejected);
-        fflush(stdout);
+        int least = rounds;
+        for (int k = 0; k < usable; k++)
+            if (jobs[order[k]].count < least) least = jobs[order[k]].count;
+        for (; least_count < least; least_count++) printf("round %d %ld\n", least_count + 1, rejected);
+        say("alive");
+    }
+    for (int k = 0; k < usable; k++) {
+        unsettled += fill_up(&jobs[order[k]], rounds);
+        measured += jobs[order[k]].count;
     }
 
     /* the reference is what the anchor takes with its share of stalls */
     double stalls = stalls_of_blocks();
     if (stalls > MOST_STALLS) {
         stalls = MOST_STALLS;
-        unsettled = groups;
+        unsettled = measured;
     }
     double given_at = known ? stalls : 1;
     for (int i = 0; i < count; i++) {
@@ -586,9 +640,9 @@ int main(void) {
     getrusage(RUSAGE_SELF, &usage);
     /* the reference is that of all measurements so far: only what is far from it takes its place */
     const struct sentinel *core = &sentinels[CORE];
-    int far = unsettled == groups && core_distance(core->usual) > FARTHEST_CORE;
-    double core_ns = far ? core->usual * stalls : core->reference * (known ? 1 : stalls);
-    printf("done %.1f %.1f %ld %ld %ld %ld\n", core_ns, sentinels[MEMORY].usual, groups, rejected,
+    int far = unsettled == measured && core_distance(core->best) > FARTHEST_CORE;
+    double core_ns = far ? core->best * stalls : core->reference * (known ? 1 : stalls);
+    printf("done %.1f %.1f %ld %ld %ld %ld\n", core_ns, sentinels[MEMORY].best, measured, rejected,
            unsettled, usage.ru_nvcsw + usage.ru_nivcsw);
     return 0;
 }

@@ -6,12 +6,15 @@
   (google/benchmark's random interleaving, docs/random_interleaving.md).
 - Two sentinels run around each group of samples: the anchor, a fixed kernel for the same processor
   as what is measured (latency/anchor.py), which shows how fast the core is, and a stream through
-  the shared cache, which shows other users of it. Groups during which the core changed, or that
-  need the shared cache while it is slower than it can be, are repeated. Samples are never judged by
-  their own length, so their quantiles stay honest.
+  the shared cache, which shows other users of it. Groups during which the core changed or was much
+  slower than it can be, or that need the shared cache while that is slower than it can be, are
+  repeated, in later rounds too. Samples are never judged by their own length, so their quantiles
+  stay honest.
 - Cores get faster and slower in steps of a few percent with what else a processor does. Samples are
-  given at one reference, by the anchor around them: what the core usually does under such load,
-  found by the first process and remembered from process to process.
+  given at one reference, by the anchor around them: what the core does under such load when it is
+  left alone, found by the first process and remembered from process to process.
+- What differs too much from round to round is measured again, for more rounds
+  (`Settings.wanted_error`).
 - A kernel is measured in the state of the caches that it will meet: when the weights of its network
   exceed the core's own cache (`Settings.flush_bytes`), they come from the shared one.
 - The measuring program is the same on every machine; a `Program` tells how it is started on one.
@@ -21,17 +24,19 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import psutil
 
 from bignas.compile.kernel_identity import code_hash
@@ -45,6 +50,8 @@ from bignas.device_db.records import Environment, Operator, Target, Workload
 from bignas.latency.machine import USUAL_CACHE_BYTES, parse_cache_size
 
 __all__ = [
+    "MEDIAN_ERROR",
+    "REFERENCE_SECONDS",
     "Job",
     "KernelJob",
     "NetworkJob",
@@ -64,11 +71,15 @@ __all__ = [
     "setting_lines",
 ]
 
-PROTOCOL = 5  # of measuring: latencies by another one are no evidence beside those by this one
+PROTOCOL = 6  # of measuring: latencies by another one are no evidence beside those by this one
 SILENT = "no progress"
 ENDING_SECONDS = 10.0  # for a process to end in order
 WATCH_SECONDS = 0.5  # between looks whether a process has to be ended
-UNSETTLED_SHARE = 0.05  # of the groups may stay disturbed before all is measured again
+UNSETTLED_SHARE = 0.05  # of the samples may stay disturbed before all is measured again
+MEDIAN_ERROR = 0.01  # wanted of what latencies are predicted from, and of what they are held to
+REFERENCE_SECONDS = 5.0  # to look for what an undisturbed core can do, on a machine never seen
+MOST_ROUNDS = 16  # of an attempt, for one of the first
+ERROR_BLOCKS = 8  # of rounds, whose medians tell how sure a median is
 PAUSE_SECONDS = 1.0  # before that: disturbances on shared machines last for seconds
 
 
@@ -89,8 +100,11 @@ class Settings:
     That of the core is a change within a group of samples, that of the memory a slower stream.
 
     A measuring process that says nothing for `stall_seconds` hangs, and is killed. When more than a
-    few groups of samples stay disturbed to the end, all is measured again after a pause, up to
-    `attempts` times in all, and the calmest attempt counts. With `flush_bytes`, the size of a
+    few samples stay disturbed to the end, all is measured again after a pause, up to `attempts`
+    times in all, and the calmest attempt counts. So it is, for as many rounds as that seems to
+    take, as long as the medians are less sure than `wanted_error` (standard error of the typical
+    job as a share of its latency). Where it is not known yet what the sentinels can do, that is
+    looked for during `find_seconds`. With `flush_bytes`, the size of a
     core's own cache, the weights of kernels are not in it when a call starts. Kernels run on
     `threads` threads; a network has its own, but needs as many cores. What the sentinels can
     do is remembered for each `anchor`, the kernel whose time shows how fast the core is; it has to
@@ -104,12 +118,21 @@ class Settings:
     seed: int = 1
     stall_seconds: float = 60.0
     attempts: int = 1
+    wanted_error: float = math.inf
+    find_seconds: float = 0.5
     flush_bytes: int = 0
     threads: int = 1
     anchor: KernelJob | None = None
 
     def __post_init__(self) -> None:
-        lengths = (self.sample_us, self.core_drift, self.memory_drift, self.stall_seconds)
+        lengths = (
+            self.sample_us,
+            self.core_drift,
+            self.memory_drift,
+            self.stall_seconds,
+            self.wanted_error,
+            self.find_seconds,
+        )
         if min(self.rounds, self.attempts, self.threads) < 1 or not all(
             length > 0 for length in lengths
         ):
@@ -153,7 +176,7 @@ class TimingResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The results of the jobs in their order; groups repeated, and accepted although unsettled."""
+    """Results of the jobs in their order; groups repeated, and samples accepted though unsettled."""
 
     results: tuple[TimingResult, ...]
     rejected: int
@@ -228,26 +251,28 @@ def measure_with(
     failures: dict[int, str] = {}
     cancelled = cancelled or threading.Event()
     calmest: _Outcome | None = None
-    left = settings.attempts
+    left, wanted = settings.attempts, settings
     while left:
         remaining = [index for index in range(len(jobs)) if index not in failures]
         chosen = [jobs[index] for index in remaining]
-        outcome = _run(program, chosen, settings, progress, cancelled)
+        outcome = _run(program, chosen, wanted, progress, cancelled)
         failures |= {remaining[index]: text for index, text in outcome.errors.items()}
         if outcome.culprit is not None:
             failures[remaining[outcome.culprit]] = outcome.reason
             calmest = None
             continue
         outcome.samples = {remaining[index]: one for index, one in outcome.samples.items()}
-        if calmest is None or outcome.unsettled_share < calmest.unsettled_share:
+        if calmest is None or outcome.disturbance < calmest.disturbance:
             calmest = outcome
         left -= 1
-        if calmest.unsettled_share <= UNSETTLED_SHARE:
+        rounds = _rounds_needed(calmest.typical_error, settings)
+        if calmest.unsettled_share <= UNSETTLED_SHARE and rounds <= wanted.rounds:
             break
-        if left:
+        wanted = replace(wanted, rounds=max(rounds, wanted.rounds))
+        if left and outcome.unsettled_share > UNSETTLED_SHARE:
             time.sleep(PAUSE_SECONDS)
     assert calmest is not None
-    reached = not calmest.groups or calmest.unsettled < calmest.groups
+    reached = not calmest.measured or calmest.unsettled < calmest.measured
     Sentinels.recall(program.references).remember(program.references, calmest.found, reached)
     results = [TimingResult((), failures.get(index, "not measured")) for index in range(len(jobs))]
     for index, samples in calmest.samples.items():
@@ -289,7 +314,7 @@ class Sentinels:
 class _Outcome:
     samples: dict[int, tuple[float, ...]]
     errors: dict[int, str]
-    groups: int = 0
+    measured: int = 0
     rejected: int = 0
     unsettled: int = 0
     switches: int = 0
@@ -299,8 +324,36 @@ class _Outcome:
 
     @property
     def unsettled_share(self) -> float:
-        """Share of the groups of samples whose sentinels never were calm."""
-        return self.unsettled / max(1, self.groups)
+        """Share of the samples whose sentinels were not calm."""
+        return self.unsettled / max(1, self.measured)
+
+    @property
+    def typical_error(self) -> float:
+        """Standard error of the typical job's median, as a share of it; 0 for a few samples."""
+        errors = [_standard_error(one) for one in self.samples.values()]
+        return float(np.median(errors)) if errors else 0.0
+
+    @property
+    def disturbance(self) -> tuple[float, float]:
+        """The order of attempts, the calmest first."""
+        return max(self.unsettled_share, UNSETTLED_SHARE), self.typical_error
+
+
+def _standard_error(samples: Sequence[float]) -> float:
+    """Return how sure a median is, by those of consecutive blocks: neighbours disturb for a while.
+
+    As a share of the median; 0 for fewer than two samples a block.
+    """
+    if len(samples) < 2 * ERROR_BLOCKS:
+        return 0.0
+    blocks = np.array_split(np.log(samples), ERROR_BLOCKS)
+    return float(np.std([np.median(one) for one in blocks], ddof=1)) / math.sqrt(ERROR_BLOCKS)
+
+
+def _rounds_needed(error: float, settings: Settings) -> int:
+    """Return how many rounds the wanted error takes, as it falls with the square root of them."""
+    times = min(float(MOST_ROUNDS), (error / settings.wanted_error) ** 2)
+    return math.ceil(settings.rounds * max(1.0, times))
 
 
 class _LocalProgram:
@@ -370,7 +423,7 @@ def _run(
                 case "done":
                     outcome.found = Sentinels(float(rest[0]), float(rest[1]))
                     counts = [int(one) for one in rest[2:]]
-                    outcome.groups, outcome.rejected, outcome.unsettled, outcome.switches = counts
+                    outcome.measured, outcome.rejected, outcome.unsettled, outcome.switches = counts
                     finished = True
                 case "samples":
                     outcome.samples[int(rest[0])] = tuple(float(one) for one in rest[1:])
@@ -445,6 +498,7 @@ def setting_lines(settings: Settings, sentinels: Sentinels, cache_bytes: int) ->
         f"flush {settings.flush_bytes}",
         f"rounds {settings.rounds}",
         f"sample_ns {settings.sample_us * 1e3}",
+        f"find_ns {settings.find_seconds * 1e9}",
         f"core {settings.core_drift} {sentinels.core_ns}",
         f"memory {settings.memory_drift} {sentinels.memory_ns}",
         f"seed {settings.seed}",

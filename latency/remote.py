@@ -210,7 +210,7 @@ class _Crew:
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
         self._results: dict[int, TimingResult] = {}
-        self._rounds: dict[int, tuple[int, int]] = {}
+        self._rounds: dict[int, tuple[int, int, int]] = {}
         self._reports: list[Report] = []
         self._refusal: RemoteError | None = None
         self._losses = 0
@@ -219,7 +219,7 @@ class _Crew:
     def measure(self, servers: int) -> Report:
         """Return the results of all jobs in their order."""
         shares = divide(self._jobs, servers)
-        self._rounds = dict.fromkeys(range(len(shares)), (0, 0))
+        self._rounds = dict.fromkeys(range(len(shares)), (0, 0, 0))
         for number, share in enumerate(shares):
             self._waiting.put(_Share(number, share))
         with ThreadPoolExecutor(len(shares)) as threads:
@@ -264,8 +264,7 @@ class _Crew:
         jobs = [self._jobs[number] for number in share.jobs]
 
         def step(done: int, total: int, rejected: int) -> None:
-            del total
-            self._report_round(share, done, rejected)
+            self._report_round(share, done, total, rejected)
 
         found = measure_with(program, jobs, self._settings, step, self._cancelled)
         place = program.place(found.environment)
@@ -285,15 +284,13 @@ class _Crew:
             for number in share.jobs:
                 self._results[number] = TimingResult((), error, self._nowhere)
 
-    def _report_round(self, share: _Share, done: int, rejected: int) -> None:
+    def _report_round(self, share: _Share, done: int, total: int, rejected: int) -> None:
         if self._progress is None:
             return
         with self._lock:
-            self._rounds[share.number] = (done, rejected)
-            least = min(done for done, _ in self._rounds.values())
-            self._progress(
-                least, self._settings.rounds, sum(one for _, one in self._rounds.values())
-            )
+            self._rounds[share.number] = (done, total, rejected)
+            dones, totals, rejections = zip(*self._rounds.values(), strict=True)
+            self._progress(min(dones), max(totals), sum(rejections))
 
 
 def divide(jobs: Sequence[Job], parts: int) -> list[tuple[int, ...]]:

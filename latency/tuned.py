@@ -14,6 +14,7 @@ from bignas.latency.protocol import evidence_hash, runtime_version
 from bignas.latency.remote import LOST
 
 __all__ = [
+    "FINAL_SAMPLES",
     "TunedKernel",
     "failed_kernels",
     "fuse_tuned",
@@ -23,6 +24,7 @@ __all__ = [
     "tuned_kernels",
 ]
 
+FINAL_SAMPLES = 30  # and more: of a winner, measured for its latency; trials have fewer
 TRIES = 2  # a kernel that failed in so many sessions is not tried again: the first may be chance
 
 
@@ -30,7 +32,7 @@ TRIES = 2  # a kernel that failed in so many sessions is not tried again: the fi
 class TunedKernel:
     """A workload's best schedule and its latency in microseconds (median).
 
-    It is the mean of those of the `medians_us` measured with so many `samples` that agree.
+    It is the mean of those of the `medians_us` that agree; each is of so many `samples` or more.
     """
 
     schedule: Schedule
@@ -43,19 +45,20 @@ def tuned_kernels(store: Store, device: str) -> dict[Workload, TunedKernel]:
     """Return the kernels of a device that were measured with the present code and protocol.
 
     All candidates of a workload are measured briefly, the winner again and longer. The winner of a
-    few noisy samples looks faster than it is, so a longer measurement always replaces a shorter
-    one. Of equally long ones the mean counts, without those that were disturbed.
+    few noisy samples looks faster than it is, so a measurement of `FINAL_SAMPLES` always replaces a
+    shorter one. Of several the mean counts, without those that were disturbed.
     """
     return best_kernels(store.kernel_measurements(device, code_hash=evidence_hash()))
 
 
 def best_kernels(measurements: Iterable[Measurement]) -> dict[Workload, TunedKernel]:
     """Return the best schedule of each workload among measurements; failed ones do not count."""
-    medians_us: dict[Workload, dict[str, dict[int, list[float]]]] = {}
+    medians_us: dict[Workload, dict[str, dict[int, list[float]]]] = {}  # by samples, up to FINAL
     for item in measurements:
         if item.ok and item.workload is not None and item.schedule is not None:
             of_schedule = medians_us.setdefault(item.workload, {}).setdefault(item.schedule, {})
-            of_schedule.setdefault(len(item.samples_ns), []).append(item.p50_ns / 1e3)
+            samples = min(len(item.samples_ns), FINAL_SAMPLES)
+            of_schedule.setdefault(samples, []).append(item.p50_ns / 1e3)
     return {workload: _best(schedules) for workload, schedules in medians_us.items()}
 
 

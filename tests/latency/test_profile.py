@@ -115,7 +115,7 @@ def test_no_time_still_gives_kernels_and_subnets_to_start_from(
     finals = [
         one.workload
         for one in store.kernel_measurements(device.name)
-        if len(one.samples_ns) == FINAL.rounds
+        if len(one.samples_ns) >= FINAL.rounds
     ]
     assert set(Counter(finals).values()) <= OFTEN
     networks = Counter(one.architecture for one in store.network_measurements(device.name))
@@ -185,7 +185,7 @@ def test_a_killed_run_loses_at_most_a_batch(tmp_path: Path) -> None:
     with Store.open() as store:
         assert store.check_integrity() == []
         records = store.kernel_measurements("local")
-        finals = [one.workload for one in records if len(one.samples_ns) == FINAL.rounds]
+        finals = [one.workload for one in records if len(one.samples_ns) >= FINAL.rounds]
         assert set(Counter(finals).values()) <= OFTEN, "a kernel was tuned twice"
         assert set(finals) == set(space_workloads(TINY))
         architectures = [one.architecture for one in store.network_measurements("local")]

@@ -273,10 +273,78 @@ def test_the_measuring_program_compiles_without_warnings(
     assert measure(kernels(library, "fast"), QUICK).results[0].error is None
 
 
+WAITING = """
+#define _POSIX_C_SOURCE 199309L
+#include <time.h>
+static long now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000000000L + time.tv_nsec;
+}
+static void wait_ns(long ns) { for (long start = now(); now() - start < ns;) {} }
+static int disturbed(void) { return now() / 40000000L % 2; } /* every other 40 ms */
+void core(void);
+void core(void) { wait_ns(disturbed() ? 15000 : 10000); }
+void sensitive(void);
+void sensitive(void) { wait_ns(disturbed() ? 20000 : 10000); }
+void restless(void);
+void restless(void) {
+    static unsigned state = 1;
+    state = state * 1664525u + 1013904223u;
+    wait_ns(10000 + (long)(state >> 16) % 30000);
+}
+"""
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path / "cache"))  # references of its own
+    return link(WAITING, tmp_path / "waiting.so")
+
+
+def test_a_disturbed_core_is_waited_out(waiting: Path) -> None:
+    """Code that suffers more than the anchor is measured while neither does."""
+    core = KernelJob(waiting, "core", WORKLOAD)
+    settings = Settings(rounds=30, sample_us=20.0, anchor=core)
+    report = measure(kernels(waiting, "sensitive"), settings)
+    (result,) = report.results
+    assert report.rejected > 0
+    assert len(result.samples_ns) == settings.rounds
+    assert statistics.median(result.samples_ns) == pytest.approx(10_000, rel=0.12)
+
+
+def test_unsure_medians_are_measured_for_more_rounds(waiting: Path) -> None:
+    settings = Settings(rounds=32, sample_us=5.0, attempts=2)
+    jobs = kernels(waiting, "restless")
+    (brief,) = measure(jobs, settings).results
+    assert len(brief.samples_ns) == settings.rounds
+    (longer,) = measure(jobs, dataclasses.replace(settings, wanted_error=0.02)).results
+    assert settings.rounds < len(longer.samples_ns) <= protocol.MOST_ROUNDS * settings.rounds
+
+
+@pytest.mark.parametrize(
+    ("error", "rounds"), [(0.0, 30), (0.01, 30), (0.02, 120), (0.5, 30 * protocol.MOST_ROUNDS)]
+)
+def test_the_error_falls_with_the_root_of_the_rounds(error: float, rounds: int) -> None:
+    assert protocol._rounds_needed(error, Settings(rounds=30, wanted_error=0.01)) == rounds
+    assert protocol._rounds_needed(error, Settings(rounds=30)) == 30
+
+
+def test_lasting_changes_make_a_median_less_sure() -> None:
+    """As many samples, as far apart: those that change slowly tell less."""
+    ups = [1.0, 1.1] * 80
+    slow = [1.0] * 20 + [1.1] * 20
+    assert protocol._standard_error(ups) < protocol._standard_error(slow * 4)
+    assert protocol._standard_error([1.0] * 160) == 0
+    assert protocol._standard_error([1.0, 2.0] * 7) == 0  # too few to tell
+
+
 @pytest.mark.parametrize(
     "values",
     [
         {"rounds": 0},
+        {"wanted_error": 0.0},
+        {"find_seconds": float("nan")},
         {"sample_us": 0.0},
         {"sample_us": float("nan")},
         {"core_drift": -1.0},
@@ -298,7 +366,7 @@ def test_the_calmest_attempt_counts(library: Path, monkeypatch: pytest.MonkeyPat
 
     def disturbed(*arguments: Any) -> Any:
         outcome = original(*arguments)
-        outcome.groups, outcome.unsettled = 100, int(100 * shares[len(seen)])
+        outcome.measured, outcome.unsettled = 100, int(100 * shares[len(seen)])
         seen.append(outcome.samples[0])
         return outcome
 

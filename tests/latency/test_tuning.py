@@ -19,6 +19,7 @@ from bignas.latency import tuning
 from bignas.latency.metrics import DISTURBED
 from bignas.latency.protocol import evidence_hash
 from bignas.latency.tuned import (
+    FINAL_SAMPLES,
     TRIES,
     best_kernels,
     failed_kernels,
@@ -49,12 +50,12 @@ def test_candidates_are_tried_and_winners_measured_again(
     for workload in GOOD:
         tried = [one for one in records if one.workload == workload]
         lengths = [len(one.samples_ns) for one in tried]
-        assert lengths.count(FINAL.rounds) == 1
+        assert sum(length >= FINAL.rounds for length in lengths) == 1
         assert lengths.count(TRIAL.rounds) == len(candidates(workload, device.target))
         assert {one.schedule for one in tried} == {
             schedule.to_text() for schedule in candidates(workload, device.target)
         }
-        (final,) = [one for one in tried if len(one.samples_ns) == FINAL.rounds]
+        (final,) = [one for one in tried if len(one.samples_ns) >= FINAL.rounds]
         assert kernels[workload].samples == FINAL.rounds
         assert kernels[workload].schedule.to_text() == final.schedule
         assert kernels[workload].latency_us == pytest.approx(final.p50_ns / 1e3)
@@ -244,11 +245,12 @@ def test_the_best_kernel_is_one_that_was_measured_and_measured_longest(
     assert set(best) == {one.workload for one in succeeded}
     for workload, kernel in best.items():
         own = [one for one in succeeded if one.workload == workload]
-        assert kernel.samples == max(len(one.samples_ns) for one in own)
+        most = max(len(one.samples_ns) for one in own)
+        assert kernel.samples == min(most, FINAL_SAMPLES)
         medians_us = [
             one.p50_ns / 1e3
             for one in own
-            if one.schedule == kernel.schedule.to_text() and len(one.samples_ns) == kernel.samples
+            if one.schedule == kernel.schedule.to_text() and len(one.samples_ns) >= kernel.samples
         ]
         assert len(medians_us) == len(kernel.medians_us)
         assert kernel.latency_us / min(medians_us) * (1 + 1e-9) >= 1
