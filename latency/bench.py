@@ -18,6 +18,7 @@ from bignas.latency.protocol import (
     NetworkJob,
     Settings,
     measure,
+    of_processes,
 )
 from bignas.latency.remote_bundle import check_fits
 
@@ -56,7 +57,7 @@ def bench_bundle(
         shutil.copyfile(bundle.path / LIBRARY, library)
         manifest = bundle.manifest
         target = Target.from_dict(manifest.target)
-        settings = anchored(settings, target, manifest.threads)
+        settings = of_processes(anchored(settings, target, manifest.threads), PROCESSES)
         jobs = [NetworkJob(library)]
         samples_ns: list[float] = []
         for _ in range(PROCESSES):

@@ -7,7 +7,7 @@
  * users of it. When the core changed meanwhile or is far from its reference, or the stream is slower
  * than it can be, the group's samples are put aside and it is repeated, a few times at once, then in
  * later rounds. Those put aside with the calmest sentinels fill up what is still missing after many
- * rounds. Groups in which everything fits into the core's own cache are not judged by the shared one.
+ * rounds, or when that took several times as long as usual. Groups in which everything fits into the core's own cache are not judged by the shared one.
  *
  * Clocks rise and fall in steps, with what other cores do, and so does what wide vectors or a shared
  * front end get done in a cycle. Samples are given at the reference: divided by how much longer than
@@ -94,6 +94,7 @@ static double now_ns(void) {
  * compiler would compute the results itself. */
 enum { CORE, MEMORY, SENTINELS, HISTORY = 1 << 15, WARM_UPS = 200 };
 enum { ATTEMPTS = 6, LAPS = 5 }; /* at a group in a round; rounds there are at most, for one asked for */
+static const double WAIT_NS = 3e9, WAIT_TIMES = 4; /* at most, beside so many times what is undisturbed */
 enum { LINE_FLOATS = 16 };
 
 static const double FARTHEST_CORE = 1.2, BEST = 0.1;
@@ -572,9 +573,13 @@ int main(void) {
     long measured = 0, rejected = 0, unsettled = 0;
     static double samples[GROUP];
     int *visited = malloc(sizeof(int) * (size_t)(count + 1)), least_count = 0;
+    double longest_ns = WAIT_NS;
+    for (int k = 0; k < usable; k++) longest_ns += WAIT_TIMES * rounds * jobs[order[k]].expected_ns;
     memset(shortest_ns, 0, sizeof shortest_ns);
     memset(mean_ns, 0, sizeof mean_ns);
+    begin = now_ns();
     for (int round = 0; usable && round < LAPS * rounds && least_count < rounds; round++) {
+        if (now_ns() - begin > longest_ns && round >= rounds) break;
         block = round < rounds ? round * BLOCKS / rounds : block;
         int visits = 0;
         for (int k = 0; k < usable; k++)

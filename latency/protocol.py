@@ -67,6 +67,7 @@ __all__ = [
     "job_lines",
     "measure",
     "measure_with",
+    "of_processes",
     "references_of",
     "setting_lines",
 ]
@@ -141,6 +142,11 @@ class Settings:
             raise MeasurementError(
                 f"measuring with {self.threads} threads: networks have at most {MOST_THREADS}"
             )
+
+
+def of_processes(settings: Settings, processes: int) -> Settings:
+    """Return settings for one of several processes, whose medians together are as sure as wanted."""
+    return replace(settings, wanted_error=settings.wanted_error * math.sqrt(processes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,13 @@ from bignas.device_db.store import Store
 from bignas.latency.anchor import anchored
 from bignas.latency.measuring import measure_on
 from bignas.latency.metrics import agreeing_mean
-from bignas.latency.protocol import MEDIAN_ERROR, REFERENCE_SECONDS, NetworkJob, Settings
+from bignas.latency.protocol import (
+    MEDIAN_ERROR,
+    REFERENCE_SECONDS,
+    NetworkJob,
+    Settings,
+    of_processes,
+)
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
 from bignas.supernet.architecture import Architecture
@@ -72,7 +78,7 @@ def measure_subnets(
             network = build_network(graph, schedules_of(kernels), cache, device.threads)
             path.write_bytes(network.library)
             jobs.append(NetworkJob(path))
-        settings = anchored(settings, device.target, device.threads)
+        settings = of_processes(anchored(settings, device.target, device.threads), processes)
         reports = [measure_on(device, jobs, settings, progress) for _ in range(processes)]
     return [
         recorder.network(space, architecture, result, report.environment)
