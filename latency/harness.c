@@ -160,16 +160,15 @@ static void read_core_of_thread(void *readings, int part, struct pool_call *call
 }
 
 /* Of the slowest thread: the shortest of a few readings tells how fast the core is. It misses stalls of
- * some microseconds, which hit samples as often as readings: those are counted over all readings. */
-static double read_core(void) {
+ * some microseconds, which hit samples as often as readings: those are counted over all readings around
+ * samples that count. */
+static struct core_reading read_core(void) {
     struct core_reading readings[POOL_MOST_THREADS] = {{0, 0}};
     pool_run(read_core_of_thread, readings, threads);
     int slowest = 0;
     for (int part = 0; part < threads; part++)
         if (readings[part].shortest > readings[slowest].shortest) slowest = part;
-    shortest_ns[block] += readings[slowest].shortest;
-    mean_ns[block] += readings[slowest].mean;
-    return readings[slowest].shortest;
+    return readings[slowest];
 }
 
 static double read_memory(void) {
@@ -209,6 +208,16 @@ static void note(struct sentinel *it, double reading) {
     it->best = sorted[(size_t)((double)size * BEST)];
 }
 
+/* One look at the sentinels, at the stream only when it matters. */
+struct look {
+    double core, core_mean, memory;
+};
+
+static void count_stalls(struct look seen) {
+    shortest_ns[block] += seen.core;
+    mean_ns[block] += seen.core_mean;
+}
+
 /* What the readings took with stalls, in shortest ones: the median of several counts, so that bursts
  * of stalls do not count, which medians of samples do not show either. */
 static double stalls_of_blocks(void) {
@@ -223,13 +232,9 @@ static double stalls_of_blocks(void) {
 
 static double larger(double a, double b) { return a > b ? a : b; }
 
-/* One look at the sentinels, at the stream only when it matters. */
-struct look {
-    double core, memory;
-};
-
 static struct look look(int shares) {
-    struct look seen = {read_core(), shares ? read_memory() : 0};
+    struct core_reading core = read_core();
+    struct look seen = {core.shortest, core.mean, shares ? read_memory() : 0};
     note(&sentinels[CORE], seen.core);
     if (shares) note(&sentinels[MEMORY], seen.memory);
     return seen;
@@ -575,8 +580,6 @@ int main(void) {
     int *visited = malloc(sizeof(int) * (size_t)(count + 1)), least_count = 0;
     double longest_ns = WAIT_NS;
     for (int k = 0; k < usable; k++) longest_ns += WAIT_TIMES * rounds * jobs[order[k]].expected_ns;
-    memset(shortest_ns, 0, sizeof shortest_ns);
-    memset(mean_ns, 0, sizeof mean_ns);
     begin = now_ns();
     for (int round = 0; usable && round < LAPS * rounds && least_count < rounds; round++) {
         if (now_ns() - begin > longest_ns && round >= rounds) break;
@@ -612,7 +615,11 @@ int main(void) {
                     if (disturbed <= 1) job->samples[job->count++] = sample;
                     else put_aside(job, sample, disturbed, rounds);
                 }
-                if (disturbed <= 1) break;
+                if (disturbed <= 1) {
+                    count_stalls(before);
+                    count_stalls(after);
+                    break;
+                }
                 rejected++;
             }
             first = last;
