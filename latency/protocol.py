@@ -79,6 +79,8 @@ WATCH_SECONDS = 0.5  # between looks whether a process has to be ended
 UNSETTLED_SHARE = 0.05  # of the samples may stay disturbed before all is measured again
 MEDIAN_ERROR = 0.01  # wanted of what latencies are predicted from, and of what they are held to
 REFERENCE_SECONDS = 5.0  # to look for what an undisturbed core can do, on a machine never seen
+FORGET_SECONDS = 3600.0  # after which a reference that is not reached gives way to a slower one
+MUCH_FASTER = 0.9  # of the reference: no rounding, but what the measuring program found far
 MOST_ROUNDS = 16  # of an attempt, for one of the first
 ERROR_BLOCKS = 8  # of rounds, whose medians tell how sure a median is
 PAUSE_SECONDS = 1.0  # before that: disturbances on shared machines last for seconds
@@ -145,7 +147,7 @@ class Settings:
 
 
 def of_processes(settings: Settings, processes: int) -> Settings:
-    """Return settings for one of several processes, whose medians together are as sure as wanted."""
+    """Return settings for one of several processes, whose medians together are sure enough."""
     return replace(settings, wanted_error=settings.wanted_error * math.sqrt(processes))
 
 
@@ -182,7 +184,7 @@ class TimingResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Results of the jobs in their order; groups repeated, and samples accepted though unsettled."""
+    """Results of the jobs in their order; groups repeated, and samples of unsettled ones in use."""
 
     results: tuple[TimingResult, ...]
     rejected: int
@@ -278,8 +280,9 @@ def measure_with(
         if left and outcome.unsettled_share > UNSETTLED_SHARE:
             time.sleep(PAUSE_SECONDS)
     assert calmest is not None
-    reached = not calmest.measured or calmest.unsettled < calmest.measured
-    Sentinels.recall(program.references).remember(program.references, calmest.found, reached)
+    if calmest.measured:
+        reached = calmest.unsettled < calmest.measured
+        Sentinels.recall(program.references).remember(program.references, calmest.found, reached)
     results = [TimingResult((), failures.get(index, "not measured")) for index in range(len(jobs))]
     for index, samples in calmest.samples.items():
         if index not in failures:
@@ -293,10 +296,12 @@ class Sentinels:
     """What the sentinels read on this machine; 0: not known.
 
     The core's is a reference that everything is measured at, the memory's the best that was seen.
+    `reached_at` is when a process last came near them, in seconds since the epoch.
     """
 
     core_ns: float = 0.0
     memory_ns: float = 0.0
+    reached_at: float = 0.0
 
     @classmethod
     def recall(cls, path: Path) -> "Sentinels":
@@ -308,12 +313,20 @@ class Sentinels:
             return cls()
 
     def remember(self, path: Path, found: "Sentinels", reached: bool) -> None:
-        """Keep reference and best figures; what no group came near any more is replaced."""
-        if reached and self != Sentinels():
-            memory_ns = min(self.memory_ns or found.memory_ns, found.memory_ns or self.memory_ns)
-            found = Sentinels(self.core_ns, memory_ns)
-        if found != self:
-            write_atomically(path, json.dumps(asdict(found)).encode())
+        """Keep reference and best figures, unless they are not `reached` for `FORGET_SECONDS`.
+
+        A neighbour makes a core slow for minutes: what is measured meanwhile belongs to the same
+        reference. A core that is much faster gives a new one at once.
+        """
+        now = time.time()
+        kept = replace(found, reached_at=now)
+        if self != Sentinels() and (reached or now - self.reached_at < FORGET_SECONDS):
+            kept = Sentinels(
+                found.core_ns if found.core_ns < MUCH_FASTER * self.core_ns else self.core_ns,
+                min(self.memory_ns or found.memory_ns, found.memory_ns or self.memory_ns),
+                now if reached else self.reached_at,
+            )
+        write_atomically(path, json.dumps(asdict(kept)).encode())
 
 
 @dataclass(slots=True)

@@ -233,20 +233,27 @@ def test_jobs_that_cannot_be_loaded_leave_the_references_alone(library: Path) ->
     assert Sentinels.recall(path) == before != Sentinels()
 
 
-def test_references_of_sentinels_only_get_better_while_they_are_reached(tmp_path: Path) -> None:
+def test_references_only_get_better_until_they_are_not_reached_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "sentinels.json"
-    known = Sentinels.recall(path)
-    assert known == Sentinels()
-    known.remember(path, Sentinels(100.0, 900.0), reached=True)
-    known = Sentinels.recall(path)
-    known.remember(path, Sentinels(90.0, 950.0), reached=True)
-    known = Sentinels.recall(path)
-    assert known == Sentinels(100.0, 900.0)
-    known.remember(path, Sentinels(100.0, 0.0), reached=True)  # nothing needed the memory
-    known = Sentinels.recall(path)
-    assert known == Sentinels(100.0, 900.0)
-    known.remember(path, Sentinels(120.0, 990.0), reached=False)
-    assert Sentinels.recall(path) == Sentinels(120.0, 990.0)
+    clock = [1000.0]
+    monkeypatch.setattr(protocol.time, "time", lambda: clock[0])
+
+    def after(core_ns: float, memory_ns: float, reached: bool) -> Sentinels:
+        Sentinels.recall(path).remember(path, Sentinels(core_ns, memory_ns), reached)
+        return Sentinels.recall(path)
+
+    assert Sentinels.recall(path) == Sentinels()
+    assert after(100.0, 900.0, True) == Sentinels(100.0, 900.0, 1000.0)
+    assert after(99.9, 950.0, True) == Sentinels(100.0, 900.0, 1000.0)  # rounded
+    assert after(100.0, 0.0, True) == Sentinels(100.0, 900.0, 1000.0)  # nothing needed the memory
+    clock[0] += protocol.FORGET_SECONDS / 2
+    assert after(170.0, 990.0, False) == Sentinels(100.0, 900.0, 1000.0)  # a neighbour
+    clock[0] += protocol.FORGET_SECONDS
+    assert after(170.0, 990.0, False) == Sentinels(170.0, 990.0, clock[0])  # another clock
+    assert after(100.0, 990.0, True) == Sentinels(100.0, 990.0, clock[0])
+    assert after(100.0, 880.0, True) == Sentinels(100.0, 880.0, clock[0])
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"core_ns": null, "memory_ns": 1}'])
@@ -282,7 +289,7 @@ static long now(void) {
     return time.tv_sec * 1000000000L + time.tv_nsec;
 }
 static void wait_ns(long ns) { for (long start = now(); now() - start < ns;) {} }
-static int disturbed(void) { return now() / 40000000L % 2; } /* every other 40 ms */
+static int disturbed(void) { return now() / 2000000L % 2; } /* every other 2 ms */
 void core(void);
 void core(void) { wait_ns(disturbed() ? 15000 : 10000); }
 void sensitive(void);
@@ -305,7 +312,7 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_disturbed_core_is_waited_out(waiting: Path) -> None:
     """Code that suffers more than the anchor is measured while neither does."""
     core = KernelJob(waiting, "core", WORKLOAD)
-    settings = Settings(rounds=30, sample_us=20.0, anchor=core)
+    settings = Settings(rounds=100, sample_us=20.0, anchor=core)
     report = measure(kernels(waiting, "sensitive"), settings)
     (result,) = report.results
     assert report.rejected > 0
