@@ -238,7 +238,7 @@ def test_references_only_get_better_until_they_are_not_reached_for_long(
 ) -> None:
     path = tmp_path / "sentinels.json"
     clock = [1000.0]
-    monkeypatch.setattr(protocol.time, "time", lambda: clock[0])
+    monkeypatch.setattr(time, "time", lambda: clock[0])
 
     def after(core_ns: float, memory_ns: float, reached: bool) -> Sentinels:
         Sentinels.recall(path).remember(path, Sentinels(core_ns, memory_ns), reached)
