@@ -7,7 +7,8 @@
  * users of it. When the core changed meanwhile or is far from its reference, or the stream is slower
  * than it can be, the group's samples are put aside and it is repeated, a few times at once, then in
  * later rounds. Those put aside with the calmest sentinels fill up what is still missing after many
- * rounds, or when that took several times as long as usual. Groups in which everything fits into the core's own cache are not judged by the shared one.
+ * rounds, or when that took several times as long as usual. Groups in which everything fits into the
+ * core's own cache are not judged by the shared one.
  *
  * Clocks rise and fall in steps, with what other cores do, and so does what wide vectors or a shared
  * front end get done in a cycle. Samples are given at the reference: divided by how much longer than

@@ -107,11 +107,11 @@ class Settings:
     times in all, and the calmest attempt counts. So it is, for as many rounds as that seems to
     take, as long as the medians are less sure than `wanted_error` (standard error of the typical
     job as a share of its latency). Where it is not known yet what the sentinels can do, that is
-    looked for during `find_seconds`. With `flush_bytes`, the size of a
-    core's own cache, the weights of kernels are not in it when a call starts. Kernels run on
-    `threads` threads; a network has its own, but needs as many cores. What the sentinels can
-    do is remembered for each `anchor`, the kernel whose time shows how fast the core is; it has to
-    be built for the same processor as the jobs. Without one it is a chain of dependent arithmetic.
+    looked for during `find_seconds`. With `flush_bytes`, the size of a core's own cache, the weights
+    of kernels are not in it when a call starts. Kernels run on `threads` threads; a network has its
+    own, but needs as many cores. What the sentinels can do is remembered for each `anchor`, the
+    kernel whose time shows how fast the core is; it has to be built for the same processor as the
+    jobs. Without one it is a chain of dependent arithmetic.
     """
 
     rounds: int = 20
