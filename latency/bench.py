@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +13,12 @@ from bignas.device_db.errors import MeasurementError
 from bignas.device_db.records import Device, MeasurementKind, Target
 from bignas.latency.anchor import anchored
 from bignas.latency.measuring import measure_on
-from bignas.latency.protocol import (
-    MEDIAN_ERROR,
-    REFERENCE_SECONDS,
-    NetworkJob,
-    Settings,
-    measure,
-    of_processes,
-)
+from bignas.latency.protocol import CAREFUL, NetworkJob, Settings, measure, of_processes
 from bignas.latency.remote_bundle import check_fits
 
 __all__ = ["BENCH_SETTINGS", "PROCESSES", "bench_bundle"]
 
-BENCH_SETTINGS = Settings(
-    rounds=50,
-    sample_us=1000.0,
-    attempts=4,
-    wanted_error=MEDIAN_ERROR,
-    find_seconds=REFERENCE_SECONDS,
-)
+BENCH_SETTINGS = replace(CAREFUL, rounds=50, sample_us=1000.0)
 PROCESSES = 5  # whose samples are pooled: where its pages lie in the caches is drawn anew in each
 
 

@@ -50,8 +50,7 @@ from bignas.device_db.records import Environment, Operator, Target, Workload
 from bignas.latency.machine import USUAL_CACHE_BYTES, parse_cache_size
 
 __all__ = [
-    "MEDIAN_ERROR",
-    "REFERENCE_SECONDS",
+    "CAREFUL",
     "Job",
     "KernelJob",
     "NetworkJob",
@@ -77,8 +76,6 @@ SILENT = "no progress"
 ENDING_SECONDS = 10.0  # for a process to end in order
 WATCH_SECONDS = 0.5  # between looks whether a process has to be ended
 UNSETTLED_SHARE = 0.05  # of the samples may stay disturbed before all is measured again
-MEDIAN_ERROR = 0.01  # wanted of what latencies are predicted from, and of what they are held to
-REFERENCE_SECONDS = 5.0  # to look for what an undisturbed core can do, on a machine never seen
 FORGET_SECONDS = 3600.0  # after which a reference that is not reached gives way to a slower one
 MUCH_FASTER = 0.9  # of the reference: no rounding, but what the measuring program found far
 MOST_ROUNDS = 16  # of an attempt, for one of the first
@@ -107,11 +104,13 @@ class Settings:
     times in all, and the calmest attempt counts. So it is, for as many rounds as that seems to
     take, as long as the medians are less sure than `wanted_error` (standard error of the typical
     job as a share of its latency). Where it is not known yet what the sentinels can do, that is
-    looked for during `find_seconds`. With `flush_bytes`, the size of a core's own cache, the weights
-    of kernels are not in it when a call starts. Kernels run on `threads` threads; a network has its
-    own, but needs as many cores. What the sentinels can do is remembered for each `anchor`, the
-    kernel whose time shows how fast the core is; it has to be built for the same processor as the
-    jobs. Without one it is a chain of dependent arithmetic.
+    looked for during `find_seconds`.
+
+    With `flush_bytes`, the size of a core's own cache, the weights of kernels are not in it when a
+    call starts. Kernels run on `threads` threads; a network has its own, but needs as many cores.
+    What the sentinels can do is remembered for each `anchor`, the kernel whose time shows how fast
+    the core is; it has to be built for the same processor as the jobs. Without one it is a chain of
+    dependent arithmetic.
     """
 
     rounds: int = 20
@@ -144,6 +143,10 @@ class Settings:
             raise MeasurementError(
                 f"measuring with {self.threads} threads: networks have at most {MOST_THREADS}"
             )
+
+
+CAREFUL = Settings(attempts=4, wanted_error=0.01, find_seconds=5.0)
+"""For what latencies are predicted from, and what they are held to."""
 
 
 def of_processes(settings: Settings, processes: int) -> Settings:

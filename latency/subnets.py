@@ -4,6 +4,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,7 @@ from bignas.device_db.store import Store
 from bignas.latency.anchor import anchored
 from bignas.latency.measuring import measure_on
 from bignas.latency.metrics import agreeing_mean
-from bignas.latency.protocol import (
-    MEDIAN_ERROR,
-    REFERENCE_SECONDS,
-    NetworkJob,
-    Settings,
-    of_processes,
-)
+from bignas.latency.protocol import CAREFUL, NetworkJob, Settings, of_processes
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
 from bignas.supernet.architecture import Architecture
@@ -38,13 +33,7 @@ __all__ = [
     "typical_weights_bytes",
 ]
 
-SUBNET_SETTINGS = Settings(
-    rounds=40,
-    sample_us=500.0,
-    attempts=4,
-    wanted_error=MEDIAN_ERROR,
-    find_seconds=REFERENCE_SECONDS,
-)
+SUBNET_SETTINGS = replace(CAREFUL, rounds=40, sample_us=500.0)
 LASTING_SECONDS = 60.0
 LASTING_COUNT = 10
 NORMAL_MEDIAN = 0.6745  # of the absolute values of a normal distribution, in deviations

@@ -31,14 +31,7 @@ from bignas.device_db.records import Device, Measurement, Workload
 from bignas.device_db.store import Store
 from bignas.latency.anchor import anchored
 from bignas.latency.measuring import measure_on, own_cache_of
-from bignas.latency.protocol import (
-    MEDIAN_ERROR,
-    REFERENCE_SECONDS,
-    KernelJob,
-    Report,
-    Settings,
-    TimingResult,
-)
+from bignas.latency.protocol import CAREFUL, KernelJob, Report, Settings, TimingResult
 from bignas.latency.recording import Recorder
 from bignas.latency.tuned import (
     FINAL_SAMPLES,
@@ -52,14 +45,8 @@ __all__ = ["Tuner", "ensure_networks_tuned", "ensure_tuned", "tune_missing"]
 
 BATCH = 24  # workloads that are built, measured and committed together
 FEW_BUILDS = 24  # up to so many are done before worker processes would have started
-TRIAL = Settings(rounds=10, sample_us=40.0, find_seconds=REFERENCE_SECONDS)
-FINAL = Settings(
-    rounds=FINAL_SAMPLES,
-    sample_us=60.0,
-    attempts=2,
-    wanted_error=MEDIAN_ERROR,
-    find_seconds=REFERENCE_SECONDS,
-)
+TRIAL = Settings(rounds=10, sample_us=40.0, find_seconds=CAREFUL.find_seconds)
+FINAL = replace(CAREFUL, rounds=FINAL_SAMPLES, sample_us=60.0, attempts=2)
 
 
 class Tuner:
