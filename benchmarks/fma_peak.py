@@ -21,7 +21,8 @@ from bignas.compile.toolchain import link_program
 from bignas.device_db.errors import TargetError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import MachineArchitecture, Operator, Target, Workload
+from bignas.device_db.target import MachineArchitecture, Target
+from bignas.device_db.workload import Operator, Workload
 
 __all__ = ["needed_macs", "peak_gmacs"]
 

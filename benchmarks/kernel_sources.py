@@ -21,14 +21,14 @@ import numpy as np
 from command import conclude, names
 
 from bignas.device_db.errors import InputError
-from bignas.device_db.records import Workload
 from bignas.device_db.store import Store
+from bignas.device_db.workload import Workload
+from bignas.latency.evidence import evidence_hash
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import mape, spearman
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import space_workloads
 from bignas.latency.profile_plan import ProfilePlanner
-from bignas.latency.protocol import evidence_hash
 from bignas.latency.space_transfer import space_problem
 from bignas.latency.subnets import measured_subnets
 from bignas.latency.transfer import transfer

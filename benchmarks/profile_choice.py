@@ -34,14 +34,14 @@ from bignas.compile.fusion import choose_kernels
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import InputError
 from bignas.device_db.files import write_atomically
-from bignas.device_db.records import Workload
 from bignas.device_db.store import Store
+from bignas.device_db.workload import Workload
+from bignas.latency.evidence import evidence_hash
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import mape
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import DEFAULT_SUBNETS, space_workloads
 from bignas.latency.profile_plan import ProfilePlanner
-from bignas.latency.protocol import evidence_hash
 from bignas.latency.subnets import measured_subnets
 from bignas.latency.tuned import kernel_table
 from bignas.supernet.architecture import Architecture

@@ -40,12 +40,13 @@ from bignas.compile.kernel_identity import code_hash
 from bignas.compile.lower import lower_onnx
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
+from bignas.device_db.device import Device
 from bignas.device_db.errors import BignasError, MeasurementError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import LOCAL
-from bignas.device_db.records import Device
 from bignas.device_db.store import Store
-from bignas.latency.protocol import NetworkJob, measure
+from bignas.latency.jobs import NetworkJob
+from bignas.latency.local import measure
 from bignas.latency.subnets import SUBNET_SETTINGS
 from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
 from bignas.latency.tuning import ensure_tuned

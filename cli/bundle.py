@@ -12,7 +12,7 @@ from bignas.cli.options import PATH, examples
 from bignas.cli.output import Output, facts, milliseconds, percent, reporting
 
 if TYPE_CHECKING:
-    from bignas.device_db.records import Device
+    from bignas.device_db.device import Device
 
 __all__ = ["bench", "run", "verify"]
 

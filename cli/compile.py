@@ -13,7 +13,7 @@ from bignas.device_db.errors import InputError
 
 if TYPE_CHECKING:
     from bignas.compile.bundle import Bundle
-    from bignas.device_db.records import Device
+    from bignas.device_db.device import Device
     from bignas.latency.predictor import LatencyPredictor
     from bignas.supernet.space import SearchSpace
 

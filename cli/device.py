@@ -13,7 +13,8 @@ from bignas.cli.output import Output, facts, reporting, table
 from bignas.device_db.errors import InputError, TargetError
 
 if TYPE_CHECKING:
-    from bignas.device_db.records import Device, Target
+    from bignas.device_db.device import Device
+    from bignas.device_db.target import Target
 
 __all__ = ["device"]
 
@@ -135,8 +136,8 @@ def add_device(
     if rpc is not None and (cpu_model, cores, memory_mb) != (None, None, None):
         raise click.UsageError("With --rpc the machine tells its processor, cores and memory.")
 
+    from bignas.device_db.device import Device
     from bignas.device_db.probe import LOCAL, probe_local
-    from bignas.device_db.records import Device
 
     if name == LOCAL:
         raise TargetError(f"{LOCAL!r} always means this machine: choose another name")
@@ -227,7 +228,7 @@ def _target(
 ) -> "Target":
     """Return a preset, or the target of a triple, changed by the other options."""
     from bignas.device_db.presets import PRESETS
-    from bignas.device_db.records import Target
+    from bignas.device_db.target import Target
 
     base = here if name is None else PRESETS.get(name)
     if base is not None:

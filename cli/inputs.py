@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from bignas.compile.bundle import MANIFEST
+from bignas.device_db.device import Device
 from bignas.device_db.errors import ArchitectureError, InputError, OutputError, TargetError
 from bignas.device_db.files import require_writable
 from bignas.device_db.probe import obstacle_to_measuring, probe_local, shortage_of_cores
-from bignas.device_db.records import Device
 from bignas.latency.remote import count_servers
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.architectures import load_architectures

@@ -31,10 +31,12 @@ from bignas.compile.native import build_runner
 from bignas.compile.network import CompiledNetwork
 from bignas.compile.onnx_export import INPUT_NAME, OUTPUT_NAME, run_onnx
 from bignas.compile.schedule import Schedule
+from bignas.device_db.device import Device
 from bignas.device_db.errors import BundleError
 from bignas.device_db.files import atomic_folder, sha256_of, write_atomically
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Device, Target, Workload
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Workload
 
 __all__ = ["Bundle", "BundleContents", "Verification", "record_measured", "verify", "write_bundle"]
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from bignas.compile.graph import INPUT, KernelCall, KernelGraph
 from bignas.compile.workload import workloads
-from bignas.device_db.records import Operator, Workload
+from bignas.device_db.workload import Operator, Workload
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.child import Child, ConvUnit
 from bignas.supernet.layer import Layer

@@ -23,7 +23,8 @@ from bignas.compile.kernel_identity import symbol_of
 from bignas.compile.kernels import bottleneck, channelwise, pointwise, pooling, spatial
 from bignas.compile.schedule import Schedule
 from bignas.device_db.errors import ModelError, TargetError, ToolchainError
-from bignas.device_db.records import Layout, Operator, Target, Workload
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Layout, Operator, Workload
 
 __all__ = ["build_object"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from bignas.device_db.records import MachineArchitecture, Target
+from bignas.device_db.target import MachineArchitecture, Target
 
 __all__ = ["CHECKED", "required_features"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bignas.device_db.errors import BundleError, VerificationError
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import MachineArchitecture, Target
+from bignas.device_db.target import MachineArchitecture, Target
 
 __all__ = ["emulated_self_check", "emulator_of", "is_foreign", "read_self_check"]
 

@@ -19,7 +19,7 @@ from tvm import s_tir, tirx
 
 from bignas.compile.fallback import FallbackKernel
 from bignas.device_db.errors import ToolchainError
-from bignas.device_db.records import Target
+from bignas.device_db.target import Target
 
 __all__ = ["build_fallback"]
 

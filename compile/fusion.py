@@ -16,7 +16,7 @@ import numpy as np
 
 from bignas.compile.graph import Call, KernelCall, KernelGraph
 from bignas.compile.inverted_bottleneck import parts_of
-from bignas.device_db.records import BYTES_PER_VALUE, Activation, Layout, Operator, Workload
+from bignas.device_db.workload import BYTES_PER_VALUE, Activation, Layout, Operator, Workload
 
 __all__ = ["choose_kernels", "fuse_graph", "kernel_options"]
 

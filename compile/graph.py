@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bignas.compile.fallback import FallbackKernel
-from bignas.device_db.records import BYTES_PER_VALUE, Workload
+from bignas.device_db.workload import BYTES_PER_VALUE, Workload
 
 __all__ = ["INPUT", "Call", "FallbackCall", "KernelCall", "KernelGraph"]
 

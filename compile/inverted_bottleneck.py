@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from bignas.compile.schedule import Schedule
-from bignas.device_db.records import Operator, Workload
+from bignas.device_db.workload import Operator, Workload
 
 __all__ = ["parts_of", "schedules_of_parts"]
 

@@ -9,7 +9,7 @@ from importlib import resources
 from importlib.metadata import version
 
 from bignas.compile.schedule import Schedule
-from bignas.device_db.records import Workload
+from bignas.device_db.workload import Workload
 
 __all__ = ["code_hash", "compiler_version", "fallback_hash", "symbol_of"]
 

@@ -21,7 +21,7 @@ from tvm import relax, s_tir, te, tirx
 from bignas.compile.fallback import FallbackKernel
 from bignas.compile.kernels.builder import activate
 from bignas.device_db.errors import ModelError
-from bignas.device_db.records import Activation, Layout
+from bignas.device_db.workload import Activation, Layout
 
 __all__ = ["Operand", "activation_kernel", "operator_kernel", "padding_kernel", "transpose_kernel"]
 

@@ -29,7 +29,7 @@ from bignas.compile.legalise import (
 )
 from bignas.compile.relax_import import Operation, Tensors, import_onnx
 from bignas.device_db.errors import ModelError
-from bignas.device_db.records import Activation, Layout, Operator, Workload
+from bignas.device_db.workload import Activation, Layout, Operator, Workload
 
 __all__ = ["lower_onnx"]
 

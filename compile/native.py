@@ -10,8 +10,9 @@ from bignas.compile.cpu_features import required_features
 from bignas.compile.elf import undefined_symbols
 from bignas.compile.network import CompiledNetwork, network_sources
 from bignas.compile.toolchain import link_standalone
+from bignas.device_db.device import Device
 from bignas.device_db.errors import ToolchainError
-from bignas.device_db.records import Device, MachineArchitecture
+from bignas.device_db.target import MachineArchitecture
 
 __all__ = ["PROVIDED", "build_runner"]
 

@@ -11,7 +11,7 @@ from bignas.compile.objects import ObjectCache
 from bignas.compile.plan import Plan, make_plan
 from bignas.compile.schedule import Schedule
 from bignas.compile.toolchain import link_shared_library
-from bignas.device_db.records import Workload
+from bignas.device_db.workload import Workload
 
 __all__ = [
     "THREADS_OF_LIBRARY",

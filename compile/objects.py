@@ -18,7 +18,8 @@ from bignas.compile.kernel_identity import code_hash, fallback_hash, symbol_of
 from bignas.compile.schedule import Schedule
 from bignas.device_db.errors import BignasError, TargetError
 from bignas.device_db.files import cache_folder, write_atomically
-from bignas.device_db.records import Target, Workload
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Workload
 
 __all__ = [
     "BuiltObject",

@@ -10,7 +10,7 @@ import numpy as np
 
 from bignas.compile.inverted_bottleneck import parts_of, schedules_of_parts
 from bignas.compile.schedule import Schedule, column_groups
-from bignas.device_db.records import Operator, Workload
+from bignas.device_db.workload import Operator, Workload
 
 __all__ = ["pack_weights"]
 

@@ -17,7 +17,7 @@ from bignas.compile.kernel_identity import symbol_of
 from bignas.compile.packing import pack_weights
 from bignas.compile.schedule import Schedule, task_count
 from bignas.device_db.errors import InputError
-from bignas.device_db.records import BYTES_PER_VALUE
+from bignas.device_db.workload import BYTES_PER_VALUE
 
 __all__ = ["MOST_THREADS", "Plan", "make_plan"]
 

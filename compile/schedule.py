@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 from bignas.device_db.errors import InputError
-from bignas.device_db.records import Operator, Target, Workload
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Operator, Workload
 
 __all__ = ["Schedule", "Split", "candidates", "column_groups", "task_count", "vector_chunks"]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from bignas.device_db.errors import MissingToolError, ToolchainError
 from bignas.device_db.files import cache_folder, write_atomically
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import MachineArchitecture, Target
+from bignas.device_db.target import MachineArchitecture, Target
 
 __all__ = ["link_program", "link_shared_library", "link_standalone"]
 

@@ -8,7 +8,7 @@ emits.
 
 from functools import lru_cache
 
-from bignas.device_db.records import Layout, Workload
+from bignas.device_db.workload import Layout, Workload
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.layer import Layer
 from bignas.supernet.space import SearchSpace

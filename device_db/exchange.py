@@ -1,7 +1,8 @@
 """A device and its measurements as one JSON document, to be carried to another store.
 
 Format `bignas-device`:
-- version 1: `device`, `measurements` as in records.py, the latter without `device`
+- version 1: `device`, `measurements` as their records have it, the latter without
+  `device`
 - version 2: `device` has `remote`, null or how it is reached
 """
 
@@ -10,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError, StoreError, TargetError
+from bignas.device_db.measurement import Measurement, MeasurementKind
 from bignas.device_db.probe import LOCAL, probe_local
-from bignas.device_db.records import Device, Measurement, MeasurementKind
 from bignas.device_db.store import Store
 
 __all__ = ["export_device", "import_device"]

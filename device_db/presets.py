@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from bignas.device_db.records import Target
+from bignas.device_db.target import Target
 
 __all__ = ["PRESETS"]
 

@@ -13,8 +13,9 @@ from typing import Final
 
 import psutil
 
+from bignas.device_db.device import Device
 from bignas.device_db.errors import TargetError
-from bignas.device_db.records import Device, MachineArchitecture, Target
+from bignas.device_db.target import MachineArchitecture, Target
 
 __all__ = ["LOCAL", "describe", "obstacle_to_measuring", "probe_local", "shortage_of_cores"]
 

@@ -11,17 +11,17 @@ from typing import Any
 import sqlalchemy as sql
 from sqlalchemy.engine import Row
 
+from bignas.device_db.device import Device
 from bignas.device_db.errors import BignasError, StoreError
-from bignas.device_db.records import (
-    Device,
+from bignas.device_db.measurement import (
     Environment,
     Measurement,
     MeasurementKind,
     Provenance,
     Subject,
-    Workload,
 )
 from bignas.device_db.schema import DEVICES, MEASUREMENTS, PROVENANCES, WORKLOADS
+from bignas.device_db.workload import Workload
 
 __all__ = [
     "MeasurementDecoder",

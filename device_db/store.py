@@ -21,14 +21,15 @@ from bignas.device_db.accuracies import (
     insert_accuracies,
 )
 from bignas.device_db.database import URL_VARIABLE, Database
+from bignas.device_db.device import Device
 from bignas.device_db.errors import (
     MeasurementError,
     StoreError,
     TargetError,
     UnknownDeviceError,
 )
+from bignas.device_db.measurement import Measurement, MeasurementKind, Provenance, Subject
 from bignas.device_db.probe import LOCAL, probe_local
-from bignas.device_db.records import Device, Measurement, MeasurementKind, Provenance, Subject
 from bignas.device_db.rows import (
     MeasurementDecoder,
     canonical,

@@ -15,8 +15,9 @@ from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import candidates
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.files import cache_folder, write_atomically
-from bignas.device_db.records import Activation, Operator, Target, Workload
-from bignas.latency.protocol import KernelJob, Settings
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Activation, Operator, Workload
+from bignas.latency.jobs import KernelJob, Settings
 
 __all__ = ["WORKLOAD", "anchor_of", "anchored"]
 

@@ -9,11 +9,14 @@ import numpy as np
 
 from bignas.compile.bundle import LIBRARY, Bundle
 from bignas.compile.manifest import Latency
+from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError
-from bignas.device_db.records import Device, MeasurementKind, Target
+from bignas.device_db.measurement import MeasurementKind
+from bignas.device_db.target import Target
 from bignas.latency.anchor import anchored
+from bignas.latency.jobs import CAREFUL, NetworkJob, Settings, of_processes
+from bignas.latency.local import measure
 from bignas.latency.measuring import measure_on
-from bignas.latency.protocol import CAREFUL, NetworkJob, Settings, measure, of_processes
 from bignas.latency.remote_bundle import check_fits
 
 __all__ = ["BENCH_SETTINGS", "PROCESSES", "bench_bundle"]

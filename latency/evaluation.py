@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workloads
+from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError
-from bignas.device_db.records import Device, Measurement
+from bignas.device_db.measurement import Measurement
 from bignas.device_db.store import Store
 from bignas.latency import metrics
 from bignas.latency.bench import PROCESSES
+from bignas.latency.evidence import evidence_hash
 from bignas.latency.predictor import LatencyPredictor
-from bignas.latency.protocol import evidence_hash
 from bignas.latency.recording import Recorder
 from bignas.latency.subnets import measure_subnets, measured_subnets, typical_weights_bytes
 from bignas.latency.tuning import ensure_networks_tuned

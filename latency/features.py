@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bignas.compile.workload import workload_of
-from bignas.device_db.records import BYTES_PER_VALUE, Activation, Layout, Operator, Workload
+from bignas.device_db.workload import BYTES_PER_VALUE, Activation, Layout, Operator, Workload
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.layer import Layer
 from bignas.supernet.space import SearchSpace

@@ -652,7 +652,7 @@ int main(void) {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
     /* the reference is that of all measurements so far: what takes its place is a core that is faster, or
-     * one that never came near it, if that lasts (latency/protocol.py) */
+     * one that never came near it, if that lasts (latency/sentinels.py) */
     const struct sentinel *core = &sentinels[CORE];
     int far = core->reference / core->best > FARTHEST_CORE ||
               (unsettled == measured && core->best / core->reference > FARTHEST_CORE);

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bignas.compile.fusion import choose_kernels
 from bignas.compile.workload import workloads
-from bignas.device_db.records import Workload
+from bignas.device_db.workload import Workload
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import mape
 from bignas.latency.predictor import LatencyPredictor

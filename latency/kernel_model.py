@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bignas.device_db.errors import InputError
-from bignas.device_db.records import Workload
+from bignas.device_db.workload import Workload
 from bignas.latency.features import (
     ROOFLINE_FEATURES,
     KernelEstimates,

@@ -12,10 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from bignas.device_db.device import Device
 from bignas.device_db.errors import BignasError, InputError
 from bignas.device_db.files import write_atomically
-from bignas.device_db.records import Device, Workload
 from bignas.device_db.store import Store
+from bignas.device_db.workload import Workload
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.tuned import kernel_table
 

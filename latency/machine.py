@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError
+from bignas.device_db.measurement import Environment
 from bignas.device_db.probe import describe
-from bignas.device_db.records import Device, Environment
 
 __all__ = ["USUAL_CACHE_BYTES", "MachineFacts", "parse_cache_size"]
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from bignas.device_db.records import Device
-from bignas.latency.protocol import Job, Progress, Report, Settings, measure, own_cache_bytes
+from bignas.device_db.device import Device
+from bignas.latency.jobs import Job, Progress, Report, Settings
+from bignas.latency.local import measure, own_cache_bytes
 from bignas.latency.remote import measure_remotely
 
 __all__ = ["measure_on", "own_cache_of"]

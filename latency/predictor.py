@@ -33,7 +33,7 @@ from bignas.compile.fusion import choose_kernels
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import BignasError, InputError
 from bignas.device_db.files import write_atomically
-from bignas.device_db.records import Workload
+from bignas.device_db.workload import Workload
 from bignas.latency.features import NetworkSums, SpaceSums, network_features
 from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
 from bignas.latency.regression import Correction, ModelKind, fit_correction

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from platformdirs import user_data_dir
 
+from bignas.device_db.device import Device
 from bignas.device_db.errors import InputError
-from bignas.device_db.records import Device
+from bignas.latency.evidence import evidence_hash, runtime_version
 from bignas.latency.predictor import LatencyPredictor
-from bignas.latency.protocol import evidence_hash, runtime_version
 from bignas.latency.recording import space_label
 from bignas.supernet.space import SearchSpace
 

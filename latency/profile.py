@@ -21,17 +21,18 @@ import numpy as np
 from bignas.compile.fusion import choose_kernels, kernel_options
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workload_of, workloads
+from bignas.device_db.device import Device
 from bignas.device_db.errors import InputError, MeasurementError
 from bignas.device_db.files import cache_folder, locked
-from bignas.device_db.records import Device, Layout, Workload
 from bignas.device_db.store import Store
+from bignas.device_db.workload import Layout, Workload
+from bignas.latency.evidence import evidence_hash
 from bignas.latency.held_out import held_out_error
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.known_tables import known_tables
 from bignas.latency.metrics import agreeing, agreeing_mean
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile_plan import SUBNET_BATCH, SUBNET_COST, Batch, ProfilePlanner
-from bignas.latency.protocol import evidence_hash
 from bignas.latency.subnets import (
     lasting_spread,
     measure_subnets,

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from bignas.compile.fusion import choose_kernels, kernel_options
 from bignas.compile.workload import workloads
-from bignas.device_db.records import Workload
+from bignas.device_db.workload import Workload
 from bignas.latency.active import next_batch
 from bignas.latency.features import kernel_features
 from bignas.latency.kernel_model import rough_latencies_us

@@ -8,15 +8,16 @@ from importlib.metadata import version
 
 from bignas.compile.kernel_identity import compiler_version
 from bignas.compile.schedule import Schedule
-from bignas.device_db.records import (
+from bignas.device_db.measurement import (
     Environment,
     Measurement,
     MeasurementKind,
     Provenance,
     Subject,
-    Workload,
 )
-from bignas.latency.protocol import TimingResult, evidence_hash, runtime_version
+from bignas.device_db.workload import Workload
+from bignas.latency.evidence import evidence_hash, runtime_version
+from bignas.latency.jobs import TimingResult
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 

@@ -27,30 +27,19 @@ from pathlib import Path
 from typing import Final
 
 from bignas.compile.toolchain import link_shared_library
+from bignas.device_db.device import Device, Remote
 from bignas.device_db.errors import MeasurementError, RemoteError, ServerLostError
 from bignas.device_db.files import cache_folder, write_atomically
+from bignas.device_db.measurement import Environment
 from bignas.device_db.probe import obstacle_to_measuring
-from bignas.device_db.records import Device, Environment, Remote, Target
+from bignas.device_db.target import Target
+from bignas.latency.harness import build_harness, job_lines, setting_lines
+from bignas.latency.jobs import Job, KernelJob, Place, Progress, Report, Settings, TimingResult
 from bignas.latency.machine import MachineFacts
-from bignas.latency.protocol import (
-    SILENT,
-    Job,
-    KernelJob,
-    Place,
-    Progress,
-    Report,
-    Sentinels,
-    Settings,
-    TimingResult,
-    build_harness,
-    ended_when_silent,
-    job_lines,
-    measure_with,
-    references_of,
-    setting_lines,
-)
+from bignas.latency.protocol import SILENT, ended_when_silent, measure_with
 from bignas.latency.rpc_request import DESCRIBER, LAUNCHER, SIGNALLED, Request, Sign
 from bignas.latency.rpc_tracker import Tracker
+from bignas.latency.sentinels import Sentinels, references_of
 
 __all__ = [
     "LOST",

@@ -20,8 +20,10 @@ from bignas.compile.bundle import (
 )
 from bignas.compile.emulator import read_self_check
 from bignas.compile.library import NetworkLibrary
+from bignas.device_db.device import Device
 from bignas.device_db.errors import BundleError, MeasurementError
-from bignas.device_db.records import BYTES_PER_VALUE, Device, Target
+from bignas.device_db.target import Target
+from bignas.device_db.workload import BYTES_PER_VALUE
 from bignas.latency.remote import run_remotely
 
 __all__ = ["BundleRunner", "check_fits", "verify_on"]

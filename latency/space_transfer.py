@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bignas.device_db.records import Workload
+from bignas.device_db.workload import Workload
 from bignas.latency.features import KernelEstimates, SpaceSums
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.transfer_prior import TransferProblem

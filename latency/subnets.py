@@ -12,12 +12,14 @@ import numpy as np
 from bignas.compile.child_graph import graph_with_random_weights
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
-from bignas.device_db.records import BYTES_PER_VALUE, Device, Measurement, Workload
+from bignas.device_db.device import Device
+from bignas.device_db.measurement import Measurement
 from bignas.device_db.store import Store
+from bignas.device_db.workload import BYTES_PER_VALUE, Workload
 from bignas.latency.anchor import anchored
+from bignas.latency.jobs import CAREFUL, NetworkJob, Settings, of_processes
 from bignas.latency.measuring import measure_on
 from bignas.latency.metrics import agreeing_mean
-from bignas.latency.protocol import CAREFUL, NetworkJob, Settings, of_processes
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
 from bignas.supernet.architecture import Architecture

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from bignas.compile.fusion import fuse_graph
 from bignas.compile.graph import KernelGraph
 from bignas.compile.schedule import Schedule, candidates
-from bignas.device_db.records import Device, Measurement, Workload
+from bignas.device_db.device import Device
+from bignas.device_db.measurement import Measurement
 from bignas.device_db.store import Store
+from bignas.device_db.workload import Workload
+from bignas.latency.evidence import evidence_hash, runtime_version
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import agreeing_mean
-from bignas.latency.protocol import evidence_hash, runtime_version
 from bignas.latency.remote import LOST
 
 __all__ = [

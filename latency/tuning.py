@@ -26,12 +26,14 @@ from bignas.compile.objects import (
 )
 from bignas.compile.schedule import Schedule, candidates, task_count
 from bignas.compile.toolchain import link_shared_library
+from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError, RemoteError
-from bignas.device_db.records import Device, Measurement, Workload
+from bignas.device_db.measurement import Measurement
 from bignas.device_db.store import Store
+from bignas.device_db.workload import Workload
 from bignas.latency.anchor import anchored
+from bignas.latency.jobs import CAREFUL, KernelJob, Report, Settings, TimingResult
 from bignas.latency.measuring import measure_on, own_cache_of
-from bignas.latency.protocol import CAREFUL, KernelJob, Report, Settings, TimingResult
 from bignas.latency.recording import Recorder
 from bignas.latency.tuned import (
     FINAL_SAMPLES,

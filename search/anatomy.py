@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bignas.compile.inverted_bottleneck import parts_of
-from bignas.device_db.records import Operator, Workload
+from bignas.device_db.workload import Operator, Workload
 from bignas.latency.features import ROOFLINE_FEATURES, roofline_features
 from bignas.latency.predictor import LatencyPredictor
 from bignas.supernet.architecture import Architecture

@@ -24,11 +24,13 @@ from bignas.compile.manifest import Latency
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
 from bignas.compile.onnx_export import export_onnx
+from bignas.device_db.device import Device
 from bignas.device_db.errors import ModelError
 from bignas.device_db.files import require_writable
+from bignas.device_db.measurement import MeasurementKind
 from bignas.device_db.probe import obstacle_to_measuring, probe_local
-from bignas.device_db.records import BYTES_PER_VALUE, Device, MeasurementKind, Workload
 from bignas.device_db.store import Store
+from bignas.device_db.workload import BYTES_PER_VALUE, Workload
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.tuned import (
     TunedKernel,

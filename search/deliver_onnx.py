@@ -11,8 +11,8 @@ from bignas.compile.bundle import GOLDEN_IMAGES, Bundle
 from bignas.compile.lower import lower_onnx
 from bignas.compile.objects import ObjectCache
 from bignas.compile.onnx_export import load_onnx
+from bignas.device_db.device import Device
 from bignas.device_db.files import require_writable
-from bignas.device_db.records import Device
 from bignas.device_db.store import Store
 from bignas.search.deliver import deliver_graph, require_memory
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from bignas.compile.bundle import Bundle, record_measured
 from bignas.compile.manifest import Latency
+from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError, VerificationError
-from bignas.device_db.records import Device
 from bignas.latency.bench import bench_bundle
 from bignas.latency.remote_bundle import BundleRunner, verify_on
 from bignas.search.context import SearchContext, SearchProgress

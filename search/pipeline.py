@@ -30,11 +30,11 @@ from bignas.compile.bundle import Bundle
 from bignas.compile.kernel_identity import code_hash
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workloads
+from bignas.device_db.device import Device
 from bignas.device_db.errors import (
     InfeasibleBudgetError,
 )
 from bignas.device_db.files import require_writable, write_atomically
-from bignas.device_db.records import Device
 from bignas.device_db.store import Store
 from bignas.latency.bench import PROCESSES
 from bignas.latency.metrics import spread

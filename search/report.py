@@ -18,7 +18,7 @@ from typing import Any
 from bignas.compile.manifest import Manifest
 from bignas.device_db.errors import BignasError, InputError
 from bignas.device_db.files import write_atomically
-from bignas.device_db.records import Workload
+from bignas.device_db.workload import Workload
 from bignas.search.many import CROSS
 from bignas.search.result import FORMAT_VERSION, RESULT
 from bignas.search.trial_log import read_trials

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bignas.compile.objects import ObjectCache
+from bignas.device_db.device import Device
 from bignas.device_db.errors import BudgetError, InfeasibleBudgetError
-from bignas.device_db.records import Device
 from bignas.latency.predictor import LatencyPredictor
 from bignas.search.constraint import LatencyBudget, Limits
 from bignas.search.resources import RESOURCES

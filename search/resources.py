@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from bignas.compile.bundle import GOLDEN_IMAGES
 from bignas.compile.manifest import Manifest
-from bignas.device_db.records import BYTES_PER_VALUE, Operator
+from bignas.device_db.workload import BYTES_PER_VALUE, Operator
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.layer import Layer
 from bignas.supernet.space import SearchSpace

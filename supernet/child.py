@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from bignas.device_db.records import Activation, Operator
+from bignas.device_db.workload import Activation, Operator
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.layer import Layer
 from bignas.supernet.layers import EPSILON

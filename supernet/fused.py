@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bignas.device_db.records import Operator
+from bignas.device_db.workload import Operator
 from bignas.supernet.fused_kernels import (
     KINDS,
     FusedKernels,

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bignas.device_db.errors import OutputError
 from bignas.device_db.files import cache_folder, write_atomically
-from bignas.device_db.records import Activation, Operator
+from bignas.device_db.workload import Activation, Operator
 from bignas.supernet.layer import Layer
 from bignas.supernet.layers import EPSILON
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bignas.device_db.records import Activation, Operator
+from bignas.device_db.workload import Activation, Operator
 
 __all__ = ["Layer"]
 

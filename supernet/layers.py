@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bignas.device_db.errors import ArchitectureError
-from bignas.device_db.records import Activation, Operator
+from bignas.device_db.workload import Activation, Operator
 from bignas.supernet.layer import Layer
 
 __all__ = [

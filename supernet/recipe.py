@@ -88,6 +88,7 @@ class TrainConfig:
     momentum: float = 0.9  # Nesterov
     weight_decay: float = 1e-4  # once a step, on convolution and classifier weights
     orthogonal_decay: float = 0.0  # of weights with an orthogonal rate, as a share of that rate
+    keep_norms: bool = False  # dense weights before batch norms turn, by the orthogonal rate
     label_smoothing: float = 0.1
     dropout: float = 0.0  # before the classifier; small networks on small images do without
     regularize: Regularize = Regularize.BIGGEST

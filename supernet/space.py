@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bignas.device_db.errors import ArchitectureError, SpaceError
-from bignas.device_db.records import Activation, Operator
+from bignas.device_db.workload import Activation, Operator
 from bignas.supernet.architecture import Architecture, StageChoice
 from bignas.supernet.layer import Layer
 from bignas.supernet.space_fields import (

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bignas.device_db.errors import SpaceError
-from bignas.device_db.records import Activation
+from bignas.device_db.workload import Activation
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from bignas.device_db.errors import SpaceError
-from bignas.device_db.records import Activation, Operator
+from bignas.device_db.workload import Activation, Operator
 from bignas.supernet.architecture import StageChoice
 from bignas.supernet.layer import Layer
 from bignas.supernet.space_fields import (

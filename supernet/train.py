@@ -186,6 +186,7 @@ class _Run:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             orthogonal_decay=config.orthogonal_decay,
+            keep_norms=config.keep_norms,
         )
         self._average = [p.detach().clone() for p in self._averaged()]
         self._divergence = DivergenceDetector(space.classes)

@@ -27,7 +27,7 @@ from bignas.compile.kernels.builder import (
 from bignas.compile.kernels.pointwise import Product, over_groups
 from bignas.compile.kernels.spatial import Window, depthwise_window_row, over_tiles, row_segments
 from bignas.compile.schedule import Schedule, Split, vector_chunks
-from bignas.device_db.records import Workload
+from bignas.device_db.workload import Workload
 
 __all__ = ["emit"]
 

@@ -20,7 +20,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T  # noqa: N812  its name in all of TVM
 
-from bignas.device_db.records import Activation, Workload
+from bignas.device_db.workload import Activation, Workload
 
 __all__ = [
     "Arguments",

@@ -15,7 +15,7 @@ from bignas.compile.kernels.builder import (
 )
 from bignas.compile.kernels.pointwise import over_groups
 from bignas.compile.schedule import Schedule, Split, vector_chunks
-from bignas.device_db.records import Workload
+from bignas.device_db.workload import Workload
 
 __all__ = ["emit_global_pool", "emit_scale"]
 

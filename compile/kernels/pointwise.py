@@ -24,7 +24,7 @@ from bignas.compile.kernels.builder import (
     spread,
 )
 from bignas.compile.schedule import Schedule, Split, column_groups, vector_chunks
-from bignas.device_db.records import Workload
+from bignas.device_db.workload import Workload
 
 __all__ = ["Product", "emit", "over_groups"]
 

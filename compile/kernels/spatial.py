@@ -25,7 +25,7 @@ from bignas.compile.kernels.builder import (
 )
 from bignas.compile.kernels.pointwise import over_groups
 from bignas.compile.schedule import Schedule, Split, vector_chunks
-from bignas.device_db.records import Layout, Workload
+from bignas.device_db.workload import Layout, Workload
 
 __all__ = [
     "Window",

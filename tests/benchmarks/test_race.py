@@ -21,7 +21,7 @@ from race_models import Group, nearest_child, race_models
 from bignas.device_db.errors import TargetError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Operator, Workload
+from bignas.device_db.workload import Operator, Workload
 from bignas.supernet.spaces import load_space
 from tests.benchmarks.entries import make_entry
 

@@ -16,11 +16,11 @@ from bignas.compile.onnx_export import export_onnx
 from bignas.compile.schedule import candidates
 from bignas.device_db.probe import probe_local
 from bignas.device_db.store import Store
+from bignas.latency.evidence import evidence_hash
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.predictors import save_predictor
 from bignas.latency.profile import space_workloads
-from bignas.latency.protocol import evidence_hash
 from bignas.supernet.checkpoint import load_checkpoint
 from bignas.supernet.data import load_data
 from bignas.supernet.evaluate import extract_calibrated

@@ -17,8 +17,9 @@ from bignas.compile.schedule import Schedule
 from bignas.device_db import probe
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Target, Workload
 from bignas.device_db.store import Store
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Workload
 from bignas.latency import remote_bundle, tuning
 from tests.cli.helpers import refused, run, run_json
 from tests.compile.tools import FOREIGN, require_cross_tools

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from bignas.device_db.device import Remote
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Remote
 from bignas.device_db.store import Store
 from tests.cli.helpers import refused, run, run_json
 from tests.device_db import samples

@@ -11,9 +11,9 @@ from bignas.compile.lower import lower_onnx
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
 from bignas.compile.onnx_export import export_onnx
+from bignas.device_db.device import Device
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Device
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.spaces import load_space
 from tests.compile.networks import first_schedules, specimen

@@ -14,7 +14,8 @@ from bignas.compile.network import CompiledNetwork, build_network
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import Schedule, candidates
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Target, Workload
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Workload
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.child import Child

@@ -16,7 +16,8 @@ from bignas.compile.objects import ObjectCache
 from bignas.compile.packing import pack_weights
 from bignas.compile.schedule import Schedule, task_count
 from bignas.compile.toolchain import link_shared_library
-from bignas.device_db.records import Activation, Layout, Operator, Target, Workload
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Activation, Layout, Operator, Workload
 
 Candidate = tuple[Workload, Schedule]
 

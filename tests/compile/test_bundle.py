@@ -26,10 +26,13 @@ from bignas.compile.library import NetworkLibrary, aligned_floats
 from bignas.compile.lower import lower_onnx
 from bignas.compile.manifest import FORMAT_VERSION, Latency, Manifest
 from bignas.compile.onnx_export import export_onnx
+from bignas.device_db.device import Device
 from bignas.device_db.errors import BundleError, OutputError, ToolchainError
+from bignas.device_db.measurement import MeasurementKind
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Device, MeasurementKind, Target, Workload
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Workload
 from bignas.supernet.spaces import load_space
 from tests.compile.networks import compile_graph, specimen
 

@@ -24,7 +24,7 @@ from bignas.compile.manifest import ScheduleSource
 from bignas.device_db.errors import BundleError, ToolchainError, VerificationError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Target
+from bignas.device_db.target import Target
 from bignas.latency.bench import bench_bundle
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.spaces import load_space

@@ -28,7 +28,8 @@ from bignas.compile.plan import make_plan
 from bignas.device_db.errors import ModelError, ToolchainError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Activation, Operator, Target
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Activation, Operator
 from tests.compile.networks import compile_graph, run_compiled
 
 SIDE = 11

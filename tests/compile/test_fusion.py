@@ -11,7 +11,7 @@ from bignas.compile.fusion import LARGE_BYTES, choose_kernels, fuse_graph, kerne
 from bignas.compile.graph import INPUT, KernelCall, KernelGraph
 from bignas.compile.inverted_bottleneck import parts_of
 from bignas.compile.workload import workloads
-from bignas.device_db.records import Activation, Operator, Workload
+from bignas.device_db.workload import Activation, Operator, Workload
 from bignas.supernet.space import SearchSpace
 from tests.compile.networks import compile_graph, run_compiled, space_from
 

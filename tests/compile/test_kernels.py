@@ -25,7 +25,8 @@ from bignas.compile.schedule import (
 from bignas.device_db.errors import InputError, ModelError, TargetError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Activation, Layout, Operator, Target, Workload
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Activation, Layout, Operator, Workload
 from tests.compile.reference import Kernels, Operands, relative_error
 
 TARGETS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")

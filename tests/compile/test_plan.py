@@ -13,7 +13,7 @@ from bignas.compile.child_graph import graph_with_random_weights
 from bignas.compile.graph import INPUT, KernelCall, KernelGraph
 from bignas.compile.plan import ALIGNMENT, make_plan
 from bignas.compile.schedule import Schedule
-from bignas.device_db.records import Operator, Workload
+from bignas.device_db.workload import Operator, Workload
 from bignas.supernet.spaces import load_space
 from tests.compile.networks import CLIPPED, SQUEEZE, space_from
 

@@ -29,9 +29,10 @@ from bignas.compile.bundle import (
 from bignas.compile.cpu_features import CHECKED, required_features
 from bignas.compile.manifest import ScheduleSource
 from bignas.compile.toolchain import FLAGS
+from bignas.device_db.device import Device
 from bignas.device_db.errors import ToolchainError
 from bignas.device_db.presets import PRESETS
-from bignas.device_db.records import Device, Target
+from bignas.device_db.target import Target
 from bignas.supernet.spaces import load_space
 from tests.compile.bundles import child_bundle, child_contents, device_of, network_bundle
 

@@ -16,7 +16,7 @@ from bignas.compile.child_graph import graph_with_random_weights
 from bignas.compile.library import NetworkLibrary, aligned_floats
 from bignas.compile.plan import MOST_THREADS
 from bignas.device_db.errors import InputError, MeasurementError
-from bignas.latency.protocol import Settings
+from bignas.latency.jobs import Settings
 from bignas.supernet.spaces import load_space
 from tests.compile.bundles import child_bundle
 from tests.compile.networks import CLIPPED, DENSE, SQUEEZE, compile_graph, run_compiled, space_from

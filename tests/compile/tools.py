@@ -8,7 +8,7 @@ import pytest
 from bignas.compile.emulator import PACKAGE, emulator_of, is_foreign
 from bignas.compile.toolchain import CROSS_COMPILERS
 from bignas.device_db.presets import PRESETS
-from bignas.device_db.records import Target
+from bignas.device_db.target import Target
 
 __all__ = ["FOREIGN", "require_command", "require_cross_tools"]
 

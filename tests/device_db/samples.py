@@ -4,20 +4,16 @@ from datetime import UTC, datetime
 
 from hypothesis import strategies as st
 
-from bignas.device_db.records import (
-    Activation,
-    Device,
+from bignas.device_db.device import Device, Remote
+from bignas.device_db.measurement import (
     Environment,
-    Layout,
     Measurement,
     MeasurementKind,
-    Operator,
     Provenance,
-    Remote,
     Subject,
-    Target,
-    Workload,
 )
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Activation, Layout, Operator, Workload
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=30)
 SIZE = st.integers(1, 512)

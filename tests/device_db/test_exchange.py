@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from bignas.device_db.device import Remote
 from bignas.device_db.errors import BignasError, MeasurementError, StoreError, TargetError
 from bignas.device_db.exchange import export_device, import_device
-from bignas.device_db.records import Remote
 from bignas.device_db.store import Store
 from tests.device_db import samples
 

@@ -11,20 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bignas.device_db.device import Device, Remote
 from bignas.device_db.errors import MeasurementError, ModelError, TargetError
+from bignas.device_db.measurement import Environment, Measurement, Provenance, Subject
 from bignas.device_db.presets import PRESETS
-from bignas.device_db.records import (
-    Activation,
-    Device,
-    Environment,
-    Measurement,
-    Operator,
-    Provenance,
-    Remote,
-    Subject,
-    Target,
-    Workload,
-)
+from bignas.device_db.target import Target
+from bignas.device_db.workload import Activation, Operator, Workload
 from tests.device_db import samples
 
 

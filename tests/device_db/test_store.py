@@ -16,19 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bignas.device_db import database, migration, store
+from bignas.device_db.device import Device
 from bignas.device_db.errors import (
     MeasurementError,
     StoreError,
     TargetError,
     UnknownDeviceError,
 )
-from bignas.device_db.records import (
-    Device,
-    Measurement,
-    MeasurementKind,
-    Provenance,
-    Subject,
-)
+from bignas.device_db.measurement import Measurement, MeasurementKind, Provenance, Subject
 from bignas.device_db.schema import METADATA, SCHEMA_REVISIONS, VERSION_TABLE
 from bignas.device_db.store import Store
 from tests.device_db import samples

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bignas.compile.objects import ObjectCache
+from bignas.device_db.device import Device
 from bignas.device_db.probe import LOCAL
-from bignas.device_db.records import Device
 from bignas.device_db.store import Store
 
 

@@ -8,16 +8,11 @@ from datetime import UTC, datetime
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import Schedule
 from bignas.compile.workload import workloads
-from bignas.device_db.records import (
-    Device,
-    Measurement,
-    MeasurementKind,
-    Provenance,
-    Subject,
-    Workload,
-)
+from bignas.device_db.device import Device
+from bignas.device_db.measurement import Measurement, MeasurementKind, Provenance, Subject
 from bignas.device_db.store import Store
-from bignas.latency.protocol import evidence_hash
+from bignas.device_db.workload import Workload
+from bignas.latency.evidence import evidence_hash
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel
 from bignas.supernet.architecture import Architecture

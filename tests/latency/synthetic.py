@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bignas.compile.workload import workloads
-from bignas.device_db.records import Activation, Operator, Workload
+from bignas.device_db.workload import Activation, Operator, Workload
 from bignas.latency.kernel_model import KernelTable
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace

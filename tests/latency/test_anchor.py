@@ -13,16 +13,12 @@ from bignas.device_db.errors import MeasurementError
 from bignas.device_db.files import cache_folder
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Operator, Workload
+from bignas.device_db.workload import Operator, Workload
 from bignas.latency.anchor import anchor_of, anchored
-from bignas.latency.protocol import (
-    KernelJob,
-    Sentinels,
-    Settings,
-    build_harness,
-    measure,
-    references_of,
-)
+from bignas.latency.harness import build_harness
+from bignas.latency.jobs import KernelJob, Settings
+from bignas.latency.local import measure
+from bignas.latency.sentinels import Sentinels, references_of
 
 QUICK = Settings(rounds=5, sample_us=50.0, attempts=3)
 WAITING_NS = 20_000

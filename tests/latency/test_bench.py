@@ -14,7 +14,7 @@ from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import BundleError, MeasurementError
 from bignas.device_db.probe import probe_local
 from bignas.latency.bench import PROCESSES, bench_bundle
-from bignas.latency.protocol import Settings
+from bignas.latency.jobs import Settings
 from tests.compile.networks import compile_graph
 
 QUICK = Settings(rounds=12, sample_us=50.0)

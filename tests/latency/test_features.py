@@ -7,7 +7,7 @@ import pytest
 
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import ArchitectureError
-from bignas.device_db.records import Operator, Workload
+from bignas.device_db.workload import Operator, Workload
 from bignas.latency.features import (
     KERNEL_FEATURES,
     ROOFLINE_FEATURES,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bignas.device_db.errors import InputError
-from bignas.device_db.records import Operator, Workload
+from bignas.device_db.workload import Operator, Workload
 from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
 from tests.latency.synthetic import (
     CODE,

@@ -8,8 +8,9 @@ import pytest
 
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.probe import probe_local
+from bignas.latency.evidence import runtime_version
+from bignas.latency.local import measuring_cores, own_cache_bytes
 from bignas.latency.machine import USUAL_CACHE_BYTES, MachineFacts
-from bignas.latency.protocol import measuring_cores, own_cache_bytes, runtime_version
 
 CORES = "/sys/devices/system/cpu/cpu"
 PI = f"""

@@ -14,10 +14,11 @@ import pytest
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import Schedule
 from bignas.compile.workload import workloads
+from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError, ToolchainError
-from bignas.device_db.records import Device
 from bignas.device_db.store import Store
 from bignas.latency import metrics
+from bignas.latency.evidence import evidence_hash
 from bignas.latency.profile import (
     CHECKS,
     MOST_CHECKS,
@@ -27,7 +28,6 @@ from bignas.latency.profile import (
     profile_space,
     space_workloads,
 )
-from bignas.latency.protocol import evidence_hash
 from bignas.latency.recording import Recorder
 from bignas.latency.subnets import measure_subnets, measured_subnets
 from bignas.latency.tuned import tuned_kernels

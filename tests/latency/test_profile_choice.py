@@ -15,10 +15,13 @@ import pytest
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workloads
 from bignas.device_db.database import URL_VARIABLE
+from bignas.device_db.device import Device
 from bignas.device_db.errors import InputError, MeasurementError
 from bignas.device_db.files import cache_folder, locked
-from bignas.device_db.records import Device, Measurement, Workload
+from bignas.device_db.measurement import Measurement
 from bignas.device_db.store import Store
+from bignas.device_db.workload import Workload
+from bignas.latency.evidence import evidence_hash
 from bignas.latency.held_out import FEWEST_NETWORKS, held_out_error
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import mape
@@ -33,7 +36,6 @@ from bignas.latency.profile import (
     space_workloads,
 )
 from bignas.latency.profile_plan import SUBNET_BATCH, ProfilePlanner
-from bignas.latency.protocol import evidence_hash
 from bignas.latency.subnets import measured_subnets
 from bignas.latency.tuned import TRIES
 from bignas.supernet.architecture import Architecture

@@ -15,18 +15,12 @@ from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import MeasurementError, ToolchainError
 from bignas.device_db.files import cache_folder
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Operator, Workload
+from bignas.device_db.workload import Operator, Workload
 from bignas.latency import protocol
-from bignas.latency.protocol import (
-    Job,
-    KernelJob,
-    NetworkJob,
-    Sentinels,
-    Settings,
-    measure,
-    measuring_cores,
-    runtime_version,
-)
+from bignas.latency.evidence import runtime_version
+from bignas.latency.jobs import Job, KernelJob, NetworkJob, Settings
+from bignas.latency.local import measure, measuring_cores
+from bignas.latency.sentinels import FORGET_SECONDS, Sentinels
 
 QUICK = Settings(rounds=4, sample_us=20.0, stall_seconds=2.0)
 WORKLOAD = Workload(Operator.SCALE, 4, 4, 16, 16)
@@ -248,9 +242,9 @@ def test_references_only_get_better_until_they_are_not_reached_for_long(
     assert after(100.0, 900.0, True) == Sentinels(100.0, 900.0, 1000.0)
     assert after(99.9, 950.0, True) == Sentinels(100.0, 900.0, 1000.0)  # rounded
     assert after(100.0, 0.0, True) == Sentinels(100.0, 900.0, 1000.0)  # nothing needed the memory
-    clock[0] += protocol.FORGET_SECONDS / 2
+    clock[0] += FORGET_SECONDS / 2
     assert after(170.0, 990.0, False) == Sentinels(100.0, 900.0, 1000.0)  # a neighbour
-    clock[0] += protocol.FORGET_SECONDS
+    clock[0] += FORGET_SECONDS
     assert after(170.0, 990.0, False) == Sentinels(170.0, 990.0, clock[0])  # another clock
     assert after(100.0, 990.0, True) == Sentinels(100.0, 990.0, clock[0])
     assert after(100.0, 880.0, True) == Sentinels(100.0, 880.0, clock[0])

@@ -11,25 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bignas.device_db.device import Device, Remote
 from bignas.device_db.errors import MeasurementError, RemoteError, ServerLostError
 from bignas.device_db.probe import obstacle_to_measuring, probe_local
-from bignas.device_db.records import Device, Operator, Remote, Workload
 from bignas.device_db.store import Store
+from bignas.device_db.workload import Operator, Workload
 from bignas.latency import remote
+from bignas.latency.jobs import Job, KernelJob, NetworkJob, Place, Report, Settings, TimingResult
 from bignas.latency.measuring import own_cache_of
-from bignas.latency.protocol import (
-    Job,
-    KernelJob,
-    NetworkJob,
-    Place,
-    Report,
-    Sentinels,
-    Settings,
-    TimingResult,
-)
 from bignas.latency.recording import Recorder
 from bignas.latency.remote import LOST, TRIES, divide, measure_remotely
 from bignas.latency.rpc_request import Request, Sign
+from bignas.latency.sentinels import Sentinels
 from bignas.latency.tuned import failed_kernels
 from tests.latency.test_machine import here
 from tests.latency.tiny import QUIET, kernel_record

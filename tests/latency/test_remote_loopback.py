@@ -14,16 +14,18 @@ import tvm
 from bignas.compile.bundle import RUNNER, Bundle
 from bignas.compile.emulator import PACKAGE, emulator_of
 from bignas.compile.objects import ObjectCache
+from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError, RemoteError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import probe_local
-from bignas.device_db.records import Device
 from bignas.device_db.store import Store
-from bignas.latency import protocol, remote
+from bignas.latency import local, remote
 from bignas.latency.bench import PROCESSES, bench_bundle
+from bignas.latency.harness import build_harness
+from bignas.latency.jobs import NetworkJob, Settings
 from bignas.latency.measuring import measure_on
 from bignas.latency.profile import profile_space, space_workloads
-from bignas.latency.protocol import NetworkJob, Settings
+from bignas.latency.protocol import SILENT
 from bignas.latency.remote import LOST, describe_remote, measure_remotely, run_remotely
 from bignas.latency.remote_bundle import BundleRunner, verify_on
 from bignas.latency.tuned import tuned_kernels
@@ -79,10 +81,10 @@ def harnesses() -> list[psutil.Process]:
 
 def test_a_machine_is_described_through_rpc(shared: Network) -> None:
     device = board(shared)
-    local = probe_local()
-    assert dataclasses.replace(device, name="local", remote=None) == local
+    here = probe_local()
+    assert dataclasses.replace(device, name="local", remote=None) == here
     assert device.remote is not None
-    assert device.remote.own_cache_bytes == protocol.own_cache_bytes()
+    assert device.remote.own_cache_bytes == local.own_cache_bytes()
 
 
 def test_crashing_and_hanging_kernels_cost_nobody_else(
@@ -93,7 +95,7 @@ def test_crashing_and_hanging_kernels_cost_nobody_else(
     assert [len(one.samples_ns) for one in report.results] == [4, 0, 0, 0, 0, 4]
     errors = [str(one.error) for one in report.results]
     assert errors[1] == f"stopped with status -{signal.SIGILL.value}"
-    assert errors[2] == protocol.SILENT
+    assert errors[2] == SILENT
     assert errors[3] == f"stopped with status -{signal.SIGSEGV.value}"
     assert "undefined symbol" in errors[4]
     assert not harnesses()
@@ -250,10 +252,10 @@ def test_what_an_emulator_ran_is_no_evidence(
     """The measuring program finds out by itself, wherever it runs."""
     require_command(f"qemu-{probe_local().target.architecture}-static", PACKAGE)
     emulator = emulator_of(probe_local().target) or []
-    program = protocol.build_harness(probe_local().target)
+    program = build_harness(probe_local().target)
     script = tmp_path / "emulated"
     script.write_text(f"#!/bin/sh\nexec {' '.join(emulator)} {program}\n", encoding="utf-8")
     script.chmod(0o755)
-    monkeypatch.setattr(protocol, "build_harness", lambda _: script)
+    monkeypatch.setattr(local, "build_harness", lambda _: script)
     with pytest.raises(MeasurementError, match="emulator"):
-        protocol.measure(kernels(library, "fast"), QUICK)
+        local.measure(kernels(library, "fast"), QUICK)

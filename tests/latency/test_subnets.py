@@ -9,9 +9,11 @@ import pytest
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import candidates
 from bignas.compile.workload import workloads
-from bignas.device_db.records import Device, Measurement, Subject
+from bignas.device_db.device import Device
+from bignas.device_db.measurement import Measurement, Subject
 from bignas.device_db.store import Store
-from bignas.latency.protocol import Settings, evidence_hash
+from bignas.latency.evidence import evidence_hash
+from bignas.latency.jobs import Settings
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.subnets import (
     architecture_of,

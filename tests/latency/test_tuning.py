@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import Schedule, candidates
+from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError, ToolchainError
-from bignas.device_db.records import Activation, Device, Measurement, Operator, Workload
+from bignas.device_db.measurement import Measurement
 from bignas.device_db.store import Store
+from bignas.device_db.workload import Activation, Operator, Workload
 from bignas.latency import tuning
+from bignas.latency.evidence import evidence_hash
 from bignas.latency.metrics import DISTURBED
-from bignas.latency.protocol import evidence_hash
 from bignas.latency.tuned import (
     FINAL_SAMPLES,
     TRIES,
@@ -126,7 +128,7 @@ def test_a_script_that_its_workers_would_run_again_is_told(tmp_path: Path) -> No
     script.write_text(
         "from pathlib import Path\n"
         "from bignas.compile.objects import ObjectCache\n"
-        "from bignas.device_db.records import Operator, Workload\n"
+        "from bignas.device_db.workload import Operator, Workload\n"
         "from bignas.device_db.store import Store\n"
         "from bignas.latency.tuning import Tuner\n"
         "many = [Workload(Operator.SCALE, size, size, 8, 8) for size in range(1, 30)]\n"

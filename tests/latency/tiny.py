@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from bignas.device_db.records import (
-    Activation,
+from bignas.device_db.measurement import (
     Environment,
     Measurement,
     MeasurementKind,
     Provenance,
     Subject,
-    Workload,
 )
+from bignas.device_db.workload import Activation, Workload
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.stage import StageSpace
 

@@ -1,6 +1,6 @@
 """A small space with a made-up accuracy and latency: any strategy can be tried in milliseconds."""
 
-from bignas.device_db.records import Activation
+from bignas.device_db.workload import Activation
 from bignas.search.constraint import LatencyBudget
 from bignas.search.strategy import Strategy
 from bignas.search.trial import Trial

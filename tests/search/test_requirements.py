@@ -11,10 +11,10 @@ from bignas.compile.plan import make_plan
 from bignas.compile.schedule import candidates
 from bignas.device_db.errors import BudgetError, InfeasibleBudgetError, InputError
 from bignas.device_db.probe import probe_local
+from bignas.latency.evidence import evidence_hash
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import space_workloads
-from bignas.latency.protocol import evidence_hash
 from bignas.search.constraint import Limits
 from bignas.search.requirements import Requirements, Site
 from bignas.search.resources import memory_bytes

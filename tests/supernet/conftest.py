@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bignas.device_db.records import Activation
+from bignas.device_db.workload import Activation
 from bignas.supernet.data import ImageData, Split
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.stage import Block, StageSpace

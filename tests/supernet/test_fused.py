@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from bignas.device_db.records import Activation, Operator
+from bignas.device_db.workload import Activation, Operator
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.data import ImageData
 from bignas.supernet.fused import FusedExecution, training_execution

@@ -1,13 +1,22 @@
 """The optimizer: which weights learn how, and that what is not used stays as it is."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from bignas.supernet.layers import ElasticUnit
 from bignas.supernet.network import Supernet
 from bignas.supernet.optimizer import SupernetOptimizer
 from bignas.supernet.space import SearchSpace
 
-SETTINGS = {"rate": 0.1, "momentum": 0.9, "weight_decay": 0.0, "orthogonal_decay": 0.0}
+SETTINGS: dict[str, Any] = {
+    "rate": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "orthogonal_decay": 0.0,
+    "keep_norms": False,
+}
 
 
 def random_gradients(network: nn.Module, seed: int = 0) -> None:
@@ -60,6 +69,49 @@ def test_decay_of_dense_weights_is_a_share_of_their_rate(tiny_space: SearchSpace
     for old, parameter in zip(before, network.parameters(), strict=True):
         dense = parameter.ndim > 1 and parameter.shape[1] > 1
         assert torch.allclose(parameter, old * (0.95 if dense else 1.0))
+
+
+def test_weights_before_a_batch_norm_may_turn_only(gated_space: SearchSpace) -> None:
+    """By the rate, at equal norm; the classifier and those of squeeze-excite move as before."""
+    network, other = Supernet(gated_space), Supernet(gated_space)
+    other.load_state_dict(network.state_dict())
+    turning = SupernetOptimizer(
+        network, orthogonal_rate=0.02, **{**SETTINGS, "keep_norms": True, "orthogonal_decay": 0.5}
+    )
+    moving = SupernetOptimizer(other, orthogonal_rate=0.02, **{**SETTINGS, "orthogonal_decay": 0.5})
+    random_gradients(network)
+    random_gradients(other)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    turning.step(1.0)
+    moving.step(1.0)
+    turned = 0
+    moved = dict(other.named_parameters())
+    for name, parameter in network.named_parameters():
+        owner = network.get_submodule(name.rpartition(".")[0])
+        if (
+            isinstance(owner, ElasticUnit)
+            and owner.scale is not None
+            and parameter.ndim == 4
+            and parameter.shape[1] > 1
+        ):
+            turned += 1
+            old = before[name]
+            share = float((parameter.detach() - old).norm() / old.norm())
+            assert 0.01 < share < 0.025
+            assert torch.isclose(parameter.norm(), old.norm(), rtol=1e-5)
+        else:
+            assert torch.equal(parameter, moved[name])
+    assert turned > 3
+
+
+def test_a_weight_of_zeros_stays_finite(tiny_space: SearchSpace) -> None:
+    network = Supernet(tiny_space)
+    optimizer = SupernetOptimizer(network, orthogonal_rate=0.02, **{**SETTINGS, "keep_norms": True})
+    random_gradients(network)
+    with torch.no_grad():
+        network.stem.weight.zero_()
+    optimizer.step(1.0)
+    assert not network.stem.weight.any()
 
 
 def test_what_has_no_gradient_stays(tiny_space: SearchSpace) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bignas.device_db.errors import SpaceError, UnknownSpaceError
-from bignas.device_db.records import Activation
+from bignas.device_db.workload import Activation
 from bignas.supernet.spaces import built_in_spaces, load_space
 
 GOOD = """

@@ -14,7 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bignas.device_db.errors import CheckpointError, DataError, OutputError, TrainingError
-from bignas.device_db.records import Activation
+from bignas.device_db.workload import Activation
 from bignas.supernet.checkpoint import Checkpoint, load_checkpoint
 from bignas.supernet.data import ImageData, load_data, preprocess
 from bignas.supernet.evaluate import evaluate_architectures
