@@ -4,7 +4,7 @@
         --json benchmarks/results/search_optimum_predicted.json
     python benchmarks/search_optimum.py --json benchmarks/results/search_optimum.json
 
-The space is a part of `cifar` with 1,105,920 architectures. Latency comes from a latency predictor,
+The space is `cifar`, all 1,105,920 architectures. Latency comes from a latency predictor,
 accuracy from a function of the architecture. With `--checkpoint` and `--device` they are the
 accuracy predictor of that supernet and the latency predictor of that device, which has to be
 profiled. Without, both are synthetic, and labelled so: the kernels of an invented device, and an
@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bignas.device_db.errors import BignasError, InputError
-from bignas.device_db.records import Operator, Workload
 from bignas.device_db.store import Store
+from bignas.device_db.workload import Operator, Workload
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.predictors import load_predictor
@@ -45,6 +45,7 @@ from bignas.supernet.spaces import load_space
 Array = NDArray[np.float64]
 Accuracy = Callable[[Sequence[Architecture]], Array]  # fractions from 0 to 1
 
+SPACE = "cifar"
 STRATEGIES = (DEFAULT_STRATEGY, "coarse-to-fine", "local", "evolution", "nsga2", "random")
 BUDGET_QUANTILES = (0.05, 0.2, 0.4, 0.6, 0.8)  # of the latencies of the space
 EVALUATION_SHARE = 0.02  # of the space, at most
@@ -52,20 +53,6 @@ SECONDS = 5.0  # a run, at most
 BATCH = 250
 CHUNK = 50_000
 ROUNDING = 1e-9  # of accuracies that are predicted in batches of another size
-
-
-def make_subspace() -> SearchSpace:
-    """A part of `cifar`: head and first stages fixed in some dimensions, as 50 million are many."""
-    space = load_space("cifar")
-    first, second, third, fourth, fifth = space.stages
-    stages = (
-        first,
-        dataclasses.replace(second, expands=(3,)),
-        dataclasses.replace(third, channels=(24, 40), expands=(2, 4)),
-        dataclasses.replace(fourth, expands=(2, 4)),
-        dataclasses.replace(fifth, expands=(2, 4)),
-    )
-    return dataclasses.replace(space, name="cifar-part", stages=stages, head_channels=(192,))
 
 
 class SyntheticAccuracy:
@@ -140,8 +127,8 @@ def predicted_landscape(checkpoint: str, device: str) -> Landscape:
         BignasError: no such supernet or device, or one without its predictor.
     """
     accuracy = read_accuracy_predictor(accuracy_path(checkpoint))
-    if accuracy.space != load_space("cifar").with_classes(accuracy.space.classes):
-        raise InputError(f"{checkpoint} is no supernet of the space 'cifar'")
+    if accuracy.space != load_space(SPACE).with_classes(accuracy.space.classes):
+        raise InputError(f"{checkpoint} is no supernet of the space {SPACE!r}")
     with Store.open() as store:
         predictor = load_predictor(accuracy.space, store.device(device))
     return Landscape(
@@ -207,7 +194,7 @@ def main() -> None:
     options = parser.parse_args()
     if (options.checkpoint is None) != (options.device is None):
         parser.error("--checkpoint and --device belong together")
-    space = make_subspace()
+    space = load_space(SPACE)
     if options.evaluations > EVALUATION_SHARE * space.size():
         parser.error(f"--evaluations must be at most {EVALUATION_SHARE:.0%} of {space.size()}")
     try:

@@ -10,10 +10,8 @@ Step 5 leaves one plain C symbol in each object and no reference to a TVM runtim
 linked from such objects, so the code that was measured is, byte for byte, the code that ships.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import tvm
@@ -21,8 +19,9 @@ from tvm import tirx
 
 from bignas.compile.kernel_identity import symbol_of
 from bignas.compile.kernels import bottleneck, channelwise, pointwise, pooling, spatial
+from bignas.compile.machine_code import machine_code
 from bignas.compile.schedule import Schedule
-from bignas.device_db.errors import ModelError, TargetError, ToolchainError
+from bignas.device_db.errors import ModelError, TargetError
 from bignas.device_db.target import Target
 from bignas.device_db.workload import Layout, Operator, Workload
 
@@ -57,17 +56,11 @@ def build_object(workload: Workload, schedule: Schedule, target: Target) -> byte
     _check_processor(target)
     name = symbol_of(workload, schedule)
     function = EMITTERS[workload.operator](name, workload, schedule, target.vector_lanes)
-    try:
-        tvm_target = tvm.target.Target(target.to_tvm())
-        module = _passes(tvm_target)(tvm.IRModule({name: function}))
-        library = tvm.get_global_func("target.build.llvm")(module, tvm_target)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "kernel.o"
-            library.write_to_file(str(path), "o")
-            return path.read_bytes()
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ToolchainError(f"cannot build {workload.key} for {target.cpu}: {reason}") from error
+    return machine_code(
+        workload.key,
+        target,
+        lambda tvm_target: _passes(tvm_target)(tvm.IRModule({name: function})),
+    )
 
 
 @lru_cache

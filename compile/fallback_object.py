@@ -10,15 +10,13 @@ As in `compile/codegen`, the packed-function wrapper and TVM's allocator are lef
 so that the object references no TVM runtime; at most the C library's mathematics.
 """
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
 
 from bignas.compile.fallback import FallbackKernel
-from bignas.device_db.errors import ToolchainError
+from bignas.compile.machine_code import machine_code
 from bignas.device_db.target import Target
 
 __all__ = ["build_fallback"]
@@ -30,21 +28,15 @@ def build_fallback(kernel: FallbackKernel, target: Target) -> bytes:
     Raises:
         ToolchainError: LLVM refuses the target or the code.
     """
-    try:
-        tvm_target = tvm.target.Target(target.to_tvm())
-        function = tvm.script.from_source(kernel.code)["main"]
-        function = function.with_attr({"global_symbol": kernel.symbol, "tirx.noalias": True})
-        module = _loops()(tvm.IRModule({kernel.symbol: function}))
-        module = tvm.IRModule({kernel.symbol: _with_pointers(module[kernel.symbol])})
-        module = _passes(tvm_target)(module)
-        library = tvm.get_global_func("target.build.llvm")(module, tvm_target)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "kernel.o"
-            library.write_to_file(str(path), "o")
-            return path.read_bytes()
-    except (RuntimeError, ValueError, SyntaxError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ToolchainError(f"cannot build {kernel.key} for {target.cpu}: {reason}") from error
+    return machine_code(kernel.key, target, lambda tvm_target: _lowered(kernel, tvm_target))
+
+
+def _lowered(kernel: FallbackKernel, target: Any) -> Any:
+    function = tvm.script.from_source(kernel.code)["main"]
+    function = function.with_attr({"global_symbol": kernel.symbol, "tirx.noalias": True})
+    module = _loops()(tvm.IRModule({kernel.symbol: function}))
+    module = tvm.IRModule({kernel.symbol: _with_pointers(module[kernel.symbol])})
+    return _passes(target)(module)
 
 
 def _loops() -> Any:

@@ -14,8 +14,10 @@ from bignas.device_db.workload import Workload
 __all__ = ["code_hash", "compiler_version", "fallback_hash", "symbol_of"]
 
 _COMPILER = "apache-tvm"
-_GENERATORS = ("codegen.py", "inverted_bottleneck.py", "schedule.py")  # and the folder kernels
-_FALLBACK_GENERATOR = "fallback_object.py"
+_MACHINE_CODE = "machine_code.py"
+_GENERATORS = ("codegen.py", "inverted_bottleneck.py", _MACHINE_CODE, "schedule.py")
+"""Files that decide about kernels, besides those in the folder of their loop nests."""
+_FALLBACK_GENERATORS = ("fallback_object.py", _MACHINE_CODE)
 
 
 def symbol_of(workload: Workload, schedule: Schedule) -> str:
@@ -51,5 +53,6 @@ def code_hash() -> str:
 def fallback_hash() -> str:
     """Return the hash of what decides a fallback's machine code but the kernel and the target."""
     digest = hashlib.sha256(compiler_version().encode())
-    digest.update(resources.files("bignas.compile").joinpath(_FALLBACK_GENERATOR).read_bytes())
+    for part in _FALLBACK_GENERATORS:
+        digest.update(resources.files("bignas.compile").joinpath(part).read_bytes())
     return digest.hexdigest()[:16]
