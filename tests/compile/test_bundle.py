@@ -36,14 +36,14 @@ from bignas.device_db.workload import Workload
 from bignas.supernet.spaces import load_space
 from tests.compile.networks import compile_graph, specimen
 
-SIDE = 24
+SPACE = load_space("cifar")
+SIDE = SPACE.smallest().resolution
 
 
 @pytest.fixture(scope="module")
 def contents() -> BundleContents:
-    space = load_space("cifar")
-    architecture = space.smallest()
-    sample = specimen(space, architecture)
+    architecture = SPACE.smallest()
+    sample = specimen(SPACE, architecture)
     model = export_onnx(sample.child, architecture.resolution)
     network = compile_graph(lower_onnx(model))
     return BundleContents(
@@ -53,8 +53,8 @@ def contents() -> BundleContents:
         golden_inputs=sample.images.numpy(),
         device=probe_local(),
         preprocessing={"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "resolution": SIDE},
-        space=space.name,
-        space_digest=space.digest,
+        space=SPACE.name,
+        space_digest=SPACE.digest,
         architecture=architecture.to_dict(),
         kernel_latency_us={network.graph.workloads[0]: 1.5},
         predicted=Latency(MeasurementKind.PREDICTED, "local", 0.5, interval_ms=(0.4, 0.6)),
@@ -273,8 +273,7 @@ def test_a_bundle_written_over_is_the_new_one(contents: BundleContents, tmp_path
     inputs = contents.golden_inputs
     before = write_bundle(path, contents).open_library()
     outputs = before.run(inputs)
-    space = load_space("cifar")
-    other = specimen(space, space.smallest(), seed=7)
+    other = specimen(SPACE, SPACE.smallest(), seed=7)
     model = export_onnx(other.child, SIDE)
     network = compile_graph(lower_onnx(model))
     write_bundle(path, dataclasses.replace(contents, network=network, onnx_model=model))
