@@ -11,6 +11,7 @@
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,7 @@ URL_VARIABLE: Final = "BIGNAS_DB"
 BUSY_TIMEOUT_MS: Final = 30_000
 
 _BEGIN_OPTION = "bignas_begin"
+_RETRY_SECONDS = 0.02
 
 
 class Database:
@@ -194,8 +196,18 @@ def _use_write_ahead_log(engine: Engine) -> None:
     if engine.dialect.name != "sqlite":
         return
     connection = engine.raw_connection()
+    patience_ends = time.monotonic() + BUSY_TIMEOUT_MS / 1e3
     try:
-        connection.cursor().execute("PRAGMA journal_mode = WAL")
+        while True:  # SQLite does not wait for others here, whatever its busy timeout
+            try:
+                connection.cursor().execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                busy = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > patience_ends:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
     finally:
         connection.close()
 

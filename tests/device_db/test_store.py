@@ -5,6 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -446,3 +447,16 @@ def test_the_store_opens_without_the_heavy_libraries() -> None:
         "sys.exit(bool({'torch', 'tvm', 'sklearn', 'datasets', 'xgboost'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_new_store_waits_for_another_process_that_creates_it(tmp_path: Path) -> None:
+    """SQLite itself does not wait when the journal's mode changes."""
+    path = tmp_path / "new.sqlite"
+    other = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.3, lambda: other.execute("ROLLBACK"))
+    release.start()
+    with Store.open(f"sqlite:///{path}") as store:
+        assert store.check_integrity() == []
+    release.join()
+    other.close()
