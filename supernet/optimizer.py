@@ -12,9 +12,9 @@ Decisions
   size that does not depend on gradients, so what is right for gradients is nothing beside them.
 - Weights that a batch norm follows may turn only: their norms say nothing, but the larger they have
   grown the less a step turns them, so that learning fades where nothing asks for it. With norms
-  kept the rate is the share of its norm by which a weight moves, whatever its shape (K. Jordan,
-  "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 2404.00498, 2024, and its successor with
-  Muon set norms after each step).
+  kept the rate is the share of its norm by which a weight moves, whatever its shape. K. Jordan's
+  training of CIFAR-10 by Muon (github.com/KellerJordan/cifar10-airbench, airbench94_muon.py) sets
+  norms before each step, to a fixed one.
 - The one buffer of both kinds is the momentum, so a training state has one form.
 - What no child has used has no gradient and stays as it is: rows and columns of zeros stay zeros in
   the orthogonal matrix too.
