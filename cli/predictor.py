@@ -30,8 +30,8 @@ def predictor() -> None:
 def fit(output: Output, space: str, device_name: str, confidence: float) -> None:
     """Fit the latency predictor of a space to all that was measured on a device."""
     from bignas.device_db.store import Store
+    from bignas.latency.fitting import fit_predictor
     from bignas.latency.predictors import save_predictor
-    from bignas.latency.profile import fit_predictor
     from bignas.supernet.spaces import load_space
 
     search_space = load_space(space)

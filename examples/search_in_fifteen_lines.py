@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bignas.compile.objects import ObjectCache
 from bignas.device_db.store import Store
-from bignas.latency.profile import fit_predictor, profile_space
+from bignas.latency.fitting import fit_predictor
+from bignas.latency.profile import profile_space
 from bignas.search.pipeline import run_search
 from bignas.search.result import SearchConfig, SearchResult
 from bignas.supernet.checkpoint import load_checkpoint

@@ -4,6 +4,7 @@ Shares are fractions from 0 to 1. An empty or mismatched input is a programming 
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -79,8 +80,27 @@ def agreeing_mean(repeated: Values) -> float:
 def spread(repeated_ms: NDArray[np.float64]) -> float:
     """Return the relative standard deviation of repeated measurements [n, repetitions].
 
-    That of the same thing measured again, pooled over all n; 0 for fewer than two repetitions.
+    That of the same thing measured again, the typical one of all n; 0 for fewer than two
+    repetitions. Shortest halves tell it, so that less than half of the repetitions may be
+    disturbed, as for their median: Rousseeuw and Leroy, "A robust scale estimator based on the
+    shortest half", Statistica Neerlandica 42, 1988.
     """
-    if repeated_ms.shape[1] < 2:
+    repetitions = repeated_ms.shape[1]
+    if repetitions < 2:
         return 0.0
-    return float(np.sqrt(np.log(repeated_ms).var(axis=1, ddof=1).mean()))
+    typical = float(np.median(_shortest_halves(np.log(repeated_ms))))
+    return typical / _normal_shortest_half(repetitions)
+
+
+def _shortest_halves(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the shortest distances [n] that hold more than half of the values [n, m] of a row."""
+    ascending = np.sort(values, axis=1)
+    rest = values.shape[1] // 2
+    return np.asarray((ascending[:, rest:] - ascending[:, : values.shape[1] - rest]).min(axis=1))
+
+
+@cache
+def _normal_shortest_half(count: int) -> float:
+    """Return that of so many normal values, the median of many draws, in standard deviations."""
+    draws = np.random.default_rng(0).normal(size=(20_000, count))
+    return float(np.median(_shortest_halves(draws)))

@@ -36,7 +36,7 @@ from bignas.device_db.files import write_atomically
 from bignas.device_db.workload import Workload
 from bignas.latency.features import NetworkSums, SpaceSums, network_features
 from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
-from bignas.latency.regression import Correction, ModelKind, fit_correction
+from bignas.latency.regression import Correction, Fit, ModelKind, fit_correction
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 
@@ -83,9 +83,9 @@ class Interval:
 
     Two conformal intervals, of which the wider one counts. The first has one width for all: right
     for networks that are no less measured than those of the calibration. The second grows with the
-    estimated share: right for those that are less so. Errors of the calibration contain the noise
-    of the mean of two measurements, somewhat more than that of the median of five processes, which
-    is what counts as the latency of a binary.
+    estimated share: right for those that are less so. Both are widened by `noise`, the relative
+    standard deviation of what a binary is measured at that the errors of the calibration are
+    without.
     """
 
     floor: float
@@ -95,10 +95,18 @@ class Interval:
 
     @classmethod
     def calibrate(
-        cls, residuals: Array, shares: Array, kernel_error: float, confidence: float
+        cls,
+        residuals: Array,
+        shares: Array,
+        kernel_error: float,
+        confidence: float,
+        noise: float = 0.0,
     ) -> "Interval":
         """Calibrate on held-out errors of log latency [n] and estimated shares [n]; n may be 0."""
         errors = np.abs(residuals)
+        typical = float(np.sqrt(np.mean(errors**2))) if len(errors) else 0.0
+        if typical > 0:
+            errors = errors * math.hypot(1, noise / typical)
         if len(errors) < FEWEST_TO_CALIBRATE:
             floor = float(errors.max(initial=DEFAULT_HALF_WIDTH))
             return cls(floor, base=floor, kernel_error=kernel_error, quantile=1.0)
@@ -115,6 +123,12 @@ class Interval:
         """Half widths of log latency for networks with these estimated shares."""
         grown = self.quantile * (self.base + shares * self.kernel_error)
         return np.maximum(self.floor, grown)
+
+
+def _fit_ratios(sums: NetworkSums, measured_ms: Array, seed: int) -> Fit:
+    """Fit what networks take more than the sums of their kernels, as logarithms."""
+    targets = np.log(measured_ms * MICROSECONDS_PER_MILLISECOND / sums.latency_us)
+    return fit_correction(network_features(sums), targets, seed)
 
 
 def _upper_quantile(scores: Array, confidence: float) -> float:
@@ -207,19 +221,33 @@ class LatencyPredictor:
         )
 
     def corrected(
-        self, networks: Sequence[tuple[Architecture, float]], seed: int = 0
+        self, networks: Sequence[tuple[Architecture, float]], seed: int = 0, noise: float = 0.0
     ) -> "LatencyPredictor":
-        """Return the same kernels with correction and interval fitted to networks, as in `fit`."""
+        """Return the same kernels with correction and interval fitted to networks, as in `fit`.
+
+        `noise` is the relative standard deviation of what a binary is measured at that these
+        latencies are without.
+        """
         architectures, measured_ms = _medians(self.space, networks)
         sums = self._sums(architectures)
-        targets = np.log(measured_ms * MICROSECONDS_PER_MILLISECOND / sums.latency_us)
-        fit = fit_correction(network_features(sums), targets, seed)
+        fit = _fit_ratios(sums, measured_ms, seed)
         interval = Interval.calibrate(
-            fit.residuals, sums.estimated_share, self.kernel_model.error, self.confidence
+            fit.residuals, sums.estimated_share, self.kernel_model.error, self.confidence, noise
         )
         return replace(
             self, correction=fit.correction, interval=interval, networks=len(architectures)
         )
+
+    def held_out_ms(
+        self, networks: Sequence[tuple[Architecture, float]], seed: int = 0
+    ) -> dict[Architecture, float]:
+        """Return what each of these networks is predicted by the others, in milliseconds.
+
+        With the kernels as they are. Raises as `fit`.
+        """
+        architectures, measured_ms = _medians(self.space, networks)
+        residuals = _fit_ratios(self._sums(architectures), measured_ms, seed).residuals
+        return dict(zip(architectures, (measured_ms * np.exp(-residuals)).tolist(), strict=True))
 
     def conditioned(self, networks: Sequence[tuple[Architecture, float]]) -> "LatencyPredictor":
         """Return it shifted to what these networks (architecture, milliseconds) were measured at.

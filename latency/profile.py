@@ -29,18 +29,14 @@ from bignas.device_db.workload import Layout, Workload
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.held_out import held_out_error
 from bignas.latency.kernel_model import KernelTable
-from bignas.latency.known_tables import known_tables
 from bignas.latency.metrics import agreeing, agreeing_mean
-from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile_plan import SUBNET_BATCH, SUBNET_COST, Batch, ProfilePlanner
 from bignas.latency.subnets import (
-    lasting_spread,
     measure_subnets,
-    measured_subnets,
     subnet_measurements,
     typical_weights_bytes,
 )
-from bignas.latency.tuned import failed_kernels, kernel_table, tuned_kernels
+from bignas.latency.tuned import failed_kernels, tuned_kernels
 from bignas.latency.tuning import BATCH, Tuner
 from bignas.supernet.architecture import Architecture, StageChoice
 from bignas.supernet.space import SearchSpace
@@ -50,7 +46,6 @@ __all__ = [
     "ProfileProgress",
     "ProfileSummary",
     "StopReason",
-    "fit_predictor",
     "profile_space",
     "space_workloads",
 ]
@@ -452,32 +447,3 @@ class _State:
 
 def _is_unchecked(medians: Sequence[float]) -> bool:
     return len(medians) < MOST_CHECKS and len(agreeing(medians)) < CHECKS
-
-
-def fit_predictor(
-    space: SearchSpace, device: Device, store: Store, confidence: float = 0.9
-) -> LatencyPredictor:
-    """Train the latency predictor of a space on all that the store holds for a device.
-
-    Kernels of the space that were not measured are estimated with the tables of other devices.
-
-    Raises:
-        MeasurementError: no kernel of the device has been measured.
-    """
-    table = kernel_table(store, device.name)
-    if not len(table):
-        raise MeasurementError(
-            f"nothing is measured on {device.name} yet;"
-            f" run `bignas profile SPACE --device {device.name}`"
-        )
-    networks = measured_subnets(store, device.name, space, evidence_hash())
-    repeatability = lasting_spread(store, device.name, space, evidence_hash())
-    complete = all(one in table for one in space_workloads(space))
-    return LatencyPredictor.fit(
-        space,
-        table,
-        networks,
-        confidence,
-        repeatability=repeatability,
-        sources=() if complete else known_tables(store, device),
-    )

@@ -3,7 +3,7 @@
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from bignas.latency.anchor import anchored
 from bignas.latency.jobs import CAREFUL, NetworkJob, Settings, of_processes
 from bignas.latency.measuring import measure_on
 from bignas.latency.metrics import agreeing_mean
+from bignas.latency.process_effects import NetworkReading
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
 from bignas.supernet.architecture import Architecture
@@ -27,11 +28,13 @@ from bignas.supernet.space import SearchSpace
 
 __all__ = [
     "SUBNET_SETTINGS",
+    "by_network",
     "lasting_spread",
     "measure_subnets",
     "measured_subnets",
     "spread_sample",
     "subnet_measurements",
+    "subnet_readings",
     "typical_weights_bytes",
 ]
 
@@ -97,11 +100,26 @@ def subnet_measurements(
     store: Store, device: str, space: SearchSpace, code_hash: str
 ) -> dict[Architecture, list[float]]:
     """Return all median latencies in ms of the subnets measured with this code."""
+    return by_network(
+        (one, one.latency_ms) for one in subnet_readings(store, device, space, code_hash)
+    )
+
+
+def subnet_readings(
+    store: Store, device: str, space: SearchSpace, code_hash: str
+) -> list[NetworkReading]:
+    """Return what each process found for the subnets measured with this code."""
     records = store.network_measurements(device, space=space_label(space), code_hash=code_hash)
+    return [NetworkReading.of(one, architecture_of(one)) for one in records if one.ok]
+
+
+def by_network(
+    readings: Iterable[tuple[NetworkReading, float]],
+) -> dict[Architecture, list[float]]:
+    """Gather the values that readings have been given by their networks."""
     found: dict[Architecture, list[float]] = {}
-    for one in records:
-        if one.ok:
-            found.setdefault(architecture_of(one), []).append(one.p50_ns / 1e6)
+    for reading, value in readings:
+        found.setdefault(reading.network, []).append(value)
     return found
 
 

@@ -39,7 +39,7 @@ class Delivery:
         None when no candidate does, or none whose binary does.
         """
         keeping = [one for one in candidates if one.keeps(headroom)]
-        keeping.sort(key=lambda one: (-one.top1, one.measured_ms))
+        keeping.sort(key=lambda one: (-one.expected_top1, one.measured_ms))
         for number, candidate in enumerate(keeping):
             self._context.report(SearchProgress("deliver", number, len(keeping), 0.0, ""))
             bundles, best = self._deliver(candidate)

@@ -9,8 +9,9 @@ import numpy as np
 from bignas.compile.objects import ObjectCache
 from bignas.device_db.files import require_writable
 from bignas.device_db.store import Store
+from bignas.latency.fitting import fit_predictor
 from bignas.latency.predictors import save_predictor
-from bignas.latency.profile import ProfileProgress, fit_predictor, profile_space
+from bignas.latency.profile import ProfileProgress, profile_space
 from bignas.search.context import SearchProgress
 from bignas.search.pipeline import run_search
 from bignas.search.result import RESULT, SearchConfig, SearchResult

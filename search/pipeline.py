@@ -57,6 +57,7 @@ from bignas.search.result import (
     Objective,
     SearchConfig,
     SearchResult,
+    expected_top1,
 )
 from bignas.search.trial import Trial
 from bignas.supernet.accuracy import AccuracyPredictor
@@ -165,16 +166,17 @@ class _Search:
             CALIBRATION_IMAGES,
         )  # fmt: skip
         lasting = max(site.predictor.repeatability for site in self.sites)
-        self.headroom = max(HEADROOM, DEVIATIONS * lasting)
+        self.headroom = max(HEADROOM, DEVIATIONS * MEDIANS * lasting)
         self.requirements = Requirements(
             self.space, self.sites, config.confidence, config.limits
         ).leaving(self.headroom, config.seed)
         self.explorer = Explorer(context, self.requirements, self.exploring)
         self.delivery = Delivery(context)
+        self.top1: dict[Architecture, float] = {}  # on all validation images
 
     def finish(self, trials: Sequence[Trial]) -> SearchResult:
         """Measure the finalists and the front, deliver the best that keeps the promise."""
-        waiting = [one for one in trials if one.feasible and one.top1 is not None]
+        waiting = self._expecting([one for one in trials if one.feasible and one.top1 is not None])
         if not waiting:
             raise InfeasibleBudgetError(
                 f"the strategy {self.config.strategy!r} found no architecture that keeps all"
@@ -182,7 +184,7 @@ class _Search:
             )
         requirements = self.requirements
         looked_at = {one.architecture: one for one in trials}
-        final: list[Trial] = []  # evaluated on all validation images
+        final: list[Trial] = []  # evaluated on all validation images, with what is expected of them
         measured: list[Candidate] = []
         for _ in range(ROUNDS):
             chosen = self._finalists(waiting)
@@ -229,9 +231,18 @@ class _Search:
             self.context.processes,
             lambda done, total: self.report(SearchProgress("finalists", done, total, 0.0, "")),
         )
+        self.top1.update(zip(architectures, top1, strict=True))
+        trials = zip(architectures, latencies_ms.tolist(), loads.tolist(), top1, strict=True)
+        return self._expecting([Trial(*one) for one in trials])
+
+    def _expecting(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Give evaluated trials the accuracy that is expected of them on other images."""
+        if self.context.accuracy is None or not trials:
+            return list(trials)
+        predicted = self.context.accuracy.predict([one.architecture for one in trials])
         return [
-            Trial(*one)
-            for one in zip(architectures, latencies_ms.tolist(), loads.tolist(), top1, strict=True)
+            replace(one, top1=expected_top1(one.top1 or 0.0, float(top1)))
+            for one, top1 in zip(trials, predicted, strict=True)
         ]
 
     def _refine(
@@ -262,7 +273,7 @@ class _Search:
         What was predicted to fill a budget may break it, and the next best leave a part of it. What
         is evaluated is added to `final`.
         """
-        keeping = [one.top1 for one in measured if one.keeps(self.headroom)]
+        keeping = [one.expected_top1 for one in measured if one.keeps(self.headroom)]
         if not keeping:
             return []
         informed = self._informed(measured)
@@ -293,7 +304,8 @@ class _Search:
             }
             for site, at in zip(self.sites, one.latencies, strict=True):
                 shares[site.limit] = at.measured_ms / (at.budget_ms * (1 - self.headroom))
-            found.append(Trial(one.architecture, one.measured_ms, max(shares.values()), one.top1))
+            load = max(shares.values())
+            found.append(Trial(one.architecture, one.measured_ms, load, one.expected_top1))
         return found
 
     def _measure(self, trials: Sequence[Trial]) -> list[Candidate]:
@@ -311,7 +323,7 @@ class _Search:
         return [
             self._candidate(
                 one.architecture,
-                one.top1 or 0.0,
+                self.top1.get(one.architecture, one.top1 or 0.0),
                 np.median(repeated_ms[:, number], axis=1).tolist(),
             )
             for number, one in enumerate(trials)

@@ -82,6 +82,16 @@ class LatencyAt:
         return LatencyBudget(self.budget_ms * (1 - headroom)).allows(self.measured_ms)
 
 
+def expected_top1(evaluated: float, predicted: float | None) -> float:
+    """Return the accuracy to expect on other images, from that on validation images.
+
+    The mean of evaluation and prediction where there is one: evaluations err by the images that
+    they happen to have, predictions by what is peculiar to a child, and for the shipped supernet
+    both do so by about as much (docs/decisions.md, "Half of what an evaluation adds").
+    """
+    return evaluated if predicted is None else (evaluated + predicted) / 2
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One architecture: accuracy (0 to 1) on validation images, latencies on each device in ms."""
@@ -92,6 +102,11 @@ class Candidate:
     params: int
     latencies: tuple[LatencyAt, ...]
     predicted_top1: float | None = None  # where there is an accuracy predictor
+
+    @property
+    def expected_top1(self) -> float:
+        """The accuracy to expect on other images, by which candidates are compared."""
+        return expected_top1(self.top1, self.predicted_top1)
 
     @property
     def kept(self) -> bool:
@@ -114,6 +129,7 @@ class Candidate:
             "arch": self.architecture.to_dict(),
             "top1": self.top1,
             "predicted_top1": self.predicted_top1,
+            "expected_top1": self.expected_top1,
             "macs": self.macs,
             "params": self.params,
             "predicted_ms": first.predicted_ms,
@@ -205,6 +221,7 @@ class SearchResult:
                 "measured_ms": "measured",
                 "top1": "measured on validation images",
                 "predicted_top1": "predicted",
+                "expected_top1": "mean of top1 and predicted_top1, where there is one",
                 "test_top1": "measured on test images with the binary",
             },
         }

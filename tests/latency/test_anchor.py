@@ -2,8 +2,7 @@
 
 import json
 import statistics
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from bignas.latency.anchor import anchor_of, anchored
 from bignas.latency.harness import build_harness
 from bignas.latency.jobs import KernelJob, Settings
 from bignas.latency.local import measure
-from bignas.latency.sentinels import Sentinels, references_of
+from bignas.latency.sentinels import JobKind, Sentinels, references_of
 
 QUICK = Settings(rounds=5, sample_us=50.0, attempts=3)
 WAITING_NS = 20_000
@@ -82,8 +81,8 @@ def test_samples_are_given_at_the_reference(
     waiting = KernelJob(path, "waiting", Workload(Operator.SCALE, 4, 4, 16, 16))
     settings = replace(QUICK, anchor=waiting)
     references = references_of(build_harness(target), settings)
-    known = Sentinels(factor * WAITING_NS, 0.0, time.time())
-    references.write_text(json.dumps(asdict(known)))
+    known = Sentinels(factor * WAITING_NS, 0.0)
+    Sentinels().remember(references, JobKind.KERNELS, known, reached=True)
     (found,) = measure([waiting], settings).results
     assert statistics.median(found.samples_ns) == pytest.approx(factor * WAITING_NS, rel=0.12)
 

@@ -35,11 +35,20 @@ def test_coverage_counts_the_ends_of_an_interval() -> None:
 
 def test_the_spread_is_that_of_repetitions_whatever_is_repeated() -> None:
     random = np.random.default_rng(0)
-    true_ms = np.exp(random.normal(0, 1, (200, 1)))
-    noise = np.exp(random.normal(0, 0.02, (200, 3)))
+    true_ms = np.exp(random.normal(0, 1, (4000, 1)))
+    noise = np.exp(random.normal(0, 0.02, (4000, 3)))
     assert spread(true_ms * noise) == pytest.approx(0.02, rel=0.1)
-    assert spread(true_ms * np.ones((200, 3))) == pytest.approx(0, abs=1e-12)
+    assert spread(true_ms * np.ones((4000, 3))) == pytest.approx(0, abs=1e-12)
     assert spread(true_ms) == 0
+
+
+def test_the_spread_is_that_of_the_calm_ones_when_two_of_five_are_disturbed() -> None:
+    random = np.random.default_rng(0)
+    repeated_ms = np.exp(random.normal(0, 0.01, (100, 5)))
+    repeated_ms[:, 1] *= 1.2
+    repeated_ms[:, 3] *= 1.1
+    assert 0.009 < spread(repeated_ms) < 0.035
+    assert spread(repeated_ms[:, [0, 1]]) > 0.05
 
 
 @pytest.mark.parametrize(("first", "second"), [([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0])])

@@ -19,12 +19,12 @@ from bignas.device_db.errors import MeasurementError, ToolchainError
 from bignas.device_db.store import Store
 from bignas.latency import metrics
 from bignas.latency.evidence import evidence_hash
+from bignas.latency.fitting import fit_predictor
 from bignas.latency.profile import (
     CHECKS,
     MOST_CHECKS,
     ProfileProgress,
     StopReason,
-    fit_predictor,
     profile_space,
     space_workloads,
 )

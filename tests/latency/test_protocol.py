@@ -20,7 +20,7 @@ from bignas.latency import protocol
 from bignas.latency.evidence import runtime_version
 from bignas.latency.jobs import Job, KernelJob, NetworkJob, Settings
 from bignas.latency.local import measure, measuring_cores
-from bignas.latency.sentinels import FORGET_SECONDS, Sentinels
+from bignas.latency.sentinels import FORGET_SECONDS, JobKind, Sentinels
 
 QUICK = Settings(rounds=4, sample_us=20.0, stall_seconds=2.0)
 WORKLOAD = Workload(Operator.SCALE, 4, 4, 16, 16)
@@ -216,15 +216,15 @@ def test_the_sentinels_are_not_computed_by_the_compiler(library: Path) -> None:
     (path,) = cache_folder().glob(f"harness-*.chain.{QUICK.threads}.json")
     readings = json.loads(path.read_text())
     assert readings["core_ns"] > 300
-    assert readings["memory_ns"] > 1000
+    assert readings["memory_ns"][JobKind.KERNELS] > 1000
 
 
 def test_jobs_that_cannot_be_loaded_leave_the_references_alone(library: Path) -> None:
     measure(kernels(library, "fast"), QUICK)
     (path,) = cache_folder().glob(f"harness-*.chain.{QUICK.threads}.json")
-    before = Sentinels.recall(path)
+    before = Sentinels.recall(path, JobKind.KERNELS)
     measure(kernels(library, "no_such_symbol"), QUICK)
-    assert Sentinels.recall(path) == before != Sentinels()
+    assert Sentinels.recall(path, JobKind.KERNELS) == before != Sentinels()
 
 
 def test_references_only_get_better_until_they_are_not_reached_for_long(
@@ -235,10 +235,11 @@ def test_references_only_get_better_until_they_are_not_reached_for_long(
     monkeypatch.setattr(time, "time", lambda: clock[0])
 
     def after(core_ns: float, memory_ns: float, reached: bool) -> Sentinels:
-        Sentinels.recall(path).remember(path, Sentinels(core_ns, memory_ns), reached)
-        return Sentinels.recall(path)
+        found = Sentinels(core_ns, memory_ns)
+        Sentinels.recall(path, JobKind.KERNELS).remember(path, JobKind.KERNELS, found, reached)
+        return Sentinels.recall(path, JobKind.KERNELS)
 
-    assert Sentinels.recall(path) == Sentinels()
+    assert Sentinels.recall(path, JobKind.KERNELS) == Sentinels()
     assert after(100.0, 900.0, True) == Sentinels(100.0, 900.0, 1000.0)
     assert after(99.9, 950.0, True) == Sentinels(100.0, 900.0, 1000.0)  # rounded
     assert after(100.0, 0.0, True) == Sentinels(100.0, 900.0, 1000.0)  # nothing needed the memory
@@ -250,11 +251,37 @@ def test_references_only_get_better_until_they_are_not_reached_for_long(
     assert after(100.0, 880.0, True) == Sentinels(100.0, 880.0, clock[0])
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"core_ns": null, "memory_ns": 1}'])
+def test_memory_is_remembered_for_each_kind_of_jobs_and_the_core_for_all(tmp_path: Path) -> None:
+    path = tmp_path / "sentinels.json"
+
+    def after(kind: JobKind, core_ns: float, memory_ns: float) -> Sentinels:
+        known = Sentinels.recall(path, kind)
+        known.remember(path, kind, Sentinels(core_ns, memory_ns), reached=True)
+        return Sentinels.recall(path, kind)
+
+    assert after(JobKind.KERNELS, 100.0, 900.0).memory_ns == 900.0
+    assert Sentinels.recall(path, JobKind.NETWORKS).memory_ns == 0.0
+    networks = after(JobKind.NETWORKS, 99.0, 2500.0)
+    assert (networks.core_ns, networks.memory_ns) == (100.0, 2500.0)
+    assert after(JobKind.NETWORKS, 100.0, 2700.0).memory_ns == 2500.0
+    kernels = Sentinels.recall(path, JobKind.KERNELS)
+    assert (kernels.core_ns, kernels.memory_ns) == (100.0, 900.0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"core_ns": 1, "memory_ns": 1, "reached_at": 1}',
+        b'{"core_ns": null, "memory_ns": {}, "reached_at": 1}',
+    ],
+)
 def test_damaged_references_are_forgotten(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "sentinels.json"
     path.write_bytes(content)
-    assert Sentinels.recall(path) == Sentinels()
+    assert Sentinels.recall(path, JobKind.KERNELS) == Sentinels()
 
 
 def test_a_missing_compiler_names_a_package(

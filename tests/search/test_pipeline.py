@@ -18,9 +18,10 @@ from bignas.device_db.probe import probe_local
 from bignas.device_db.store import Store
 from bignas.latency.bench import PROCESSES, bench_bundle
 from bignas.latency.evidence import evidence_hash
+from bignas.latency.fitting import fit_predictor
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import Interval, LatencyPredictor
-from bignas.latency.profile import fit_predictor, profile_space, space_workloads
+from bignas.latency.profile import profile_space, space_workloads
 from bignas.search import pipeline
 from bignas.search import strategy as registry
 from bignas.search.context import SearchContext, SearchProgress

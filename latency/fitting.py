@@ -1,0 +1,66 @@
+"""Trains the latency predictor of a space on all that the store holds for a device.
+
+Networks are measured in several processes, each of which is off as a whole: that is taken away
+before anything is learned from them. What a binary is measured at has it still, as far as the
+median of several processes does not take it out, so intervals are widened by it.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from bignas.device_db.device import Device
+from bignas.device_db.errors import MeasurementError
+from bignas.device_db.store import Store
+from bignas.latency.bench import PROCESSES
+from bignas.latency.evidence import evidence_hash
+from bignas.latency.known_tables import known_tables
+from bignas.latency.metrics import agreeing_mean
+from bignas.latency.predictor import LatencyPredictor
+from bignas.latency.process_effects import NetworkReading, ProcessEffects
+from bignas.latency.profile import space_workloads
+from bignas.latency.subnets import by_network, lasting_spread, subnet_readings
+from bignas.latency.tuned import kernel_table
+from bignas.supernet.architecture import Architecture
+from bignas.supernet.space import SearchSpace
+
+__all__ = ["fit_predictor"]
+
+EFFECT_PASSES = 2  # more change nothing that fresh networks would show
+MEDIAN_DEVIATION = math.sqrt(math.pi / 2 / PROCESSES)  # of a median of so many, in single ones
+
+
+def fit_predictor(
+    space: SearchSpace, device: Device, store: Store, confidence: float = 0.9
+) -> LatencyPredictor:
+    """Train the latency predictor of a space on all that the store holds for a device.
+
+    Kernels of the space that were not measured are estimated with the tables of other devices.
+
+    Raises:
+        MeasurementError: no kernel of the device has been measured.
+    """
+    table = kernel_table(store, device.name)
+    if not len(table):
+        raise MeasurementError(
+            f"nothing is measured on {device.name} yet;"
+            f" run `bignas profile SPACE --device {device.name}`"
+        )
+    complete = all(one in table for one in space_workloads(space))
+    kernels = replace(
+        LatencyPredictor.of_kernels(
+            space, table, confidence, sources=() if complete else known_tables(store, device)
+        ),
+        repeatability=lasting_spread(store, device.name, space, evidence_hash()),
+    )
+    readings = subnet_readings(store, device.name, space, evidence_hash())
+    networks, noise = _means((one, one.latency_ms) for one in readings), 0.0
+    for _ in range(EFFECT_PASSES):
+        effects = ProcessEffects.estimate(readings, kernels.held_out_ms(networks))
+        networks = _means((one, effects.without(one)) for one in readings)
+        noise = effects.deviation * MEDIAN_DEVIATION
+    return kernels.corrected(networks, noise=noise)
+
+
+def _means(readings: Iterable[tuple[NetworkReading, float]]) -> list[tuple[Architecture, float]]:
+    return [(one, agreeing_mean(found)) for one, found in by_network(readings).items()]
