@@ -210,6 +210,16 @@ def test_the_interval_covers_gaussian_errors(count: int) -> None:
     assert 0.87 <= np.mean(covered) <= 0.98
 
 
+def test_the_interval_covers_noise_that_its_errors_are_without() -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(300):
+        interval = Interval.calibrate(rng.normal(0, 0.02, 60), np.zeros(60), 0.1, 0.9, noise=0.03)
+        width = float(interval.half_widths(np.zeros(1))[0])
+        covered.append(np.mean(np.abs(rng.normal(0, np.hypot(0.02, 0.03), 50)) <= width))
+    assert 0.87 <= np.mean(covered) <= 0.93
+
+
 def test_the_interval_follows_errors_that_grow_with_the_estimated_share() -> None:
     rng = np.random.default_rng(0)
     covered: dict[float, list[float]] = {0.1: [], 0.9: []}

@@ -79,6 +79,7 @@ def _opened_search(
     config: SearchConfig,
     out: Path,
     predictor: LatencyPredictor | None = None,
+    accuracy: AccuracyPredictor | None = None,
 ) -> Iterator[pipeline._Search]:
     """A search on the made-up device, in which nothing has happened yet."""
     with Store.open() as store:
@@ -89,7 +90,7 @@ def _opened_search(
         yield pipeline._Search(
             SearchContext(
                 checkpoint.network(), checkpoint, data, store, (site,), config, out, print,
-                accuracy=None, processes=1,
+                accuracy, processes=1,
             )
         )  # fmt: skip
 
@@ -182,6 +183,30 @@ def test_predictions_choose_what_is_evaluated(tmp_path: Path, data: ImageData) -
     assert predicted.max() >= accuracy.predict(rivals).max()
     assert np.median(predicted) > np.median(accuracy.predict(rivals))
     assert _explore(tmp_path / "b", space, data, config, accuracy=accuracy) == trials
+
+
+def test_half_of_what_an_evaluation_adds_to_a_prediction_counts(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = _space()
+    accuracy = _accuracy(space, data)
+    monkeypatch.setattr(ChildEvaluator, "evaluate", lambda _, archs, *__: [0.5] * len(archs))
+    monkeypatch.setattr(
+        pipeline._Search,
+        "_measure_at",
+        lambda _, __, archs: np.full((len(archs), PROCESSES), 0.001),
+    )
+    children = draw_children(space, 10, seed=1)
+    config = SearchConfig(1e3, finalists=10)
+    with _opened_search(space, data, config, tmp_path, accuracy=accuracy) as search:
+        evaluated = search._evaluate(children, search.requirements)
+        predicted = accuracy.predict(children)
+        assert [one.top1 for one in evaluated] == pytest.approx((0.5 + predicted) / 2)
+        found = search._measure(search._finalists(evaluated))
+    assert {one.top1 for one in found} == {0.5}
+    ranked = [children[place] for place in np.argsort(-predicted, kind="stable")]
+    best = max(found, key=lambda one: one.expected_top1)
+    assert accuracy.predict([best.architecture])[0] == accuracy.predict(ranked[:1])[0]
 
 
 def test_an_interrupted_search_with_predictions_continues(tmp_path: Path, data: ImageData) -> None:
