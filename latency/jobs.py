@@ -96,7 +96,7 @@ class Settings:
             )
 
 
-CAREFUL = Settings(attempts=4, wanted_error=0.01, find_seconds=5.0)
+CAREFUL = Settings(attempts=4, wanted_error=0.005, find_seconds=5.0)
 """For what latencies are predicted from, and what they are held to."""
 
 

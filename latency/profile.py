@@ -3,9 +3,9 @@
 Everything measured is in the store as soon as it is measured; the next run takes what is there and
 goes on with what is missing, so an interruption loses at most the batch under way.
 
-When everything is there, everything is measured once more. On a shared machine whole minutes are
-slower than others, and no sentinel sees all of it. What two measurements do not agree on is
-measured again, until two do.
+When everything is there, everything is measured twice more. On a shared machine whole minutes are
+slower than others, and no sentinel sees all of it; where its pages lie in the caches is drawn anew
+for each process. What three measurements do not agree on is measured again, until three do.
 """
 
 import math
@@ -55,8 +55,8 @@ LOCK = "profiling.lock"  # in the cache folder
 PATIENCE_SECONDS = 60.0  # that the last measurements wait for another profiler
 FIRST_SHARE = 0.25  # of the time, is for the first subnets if there are none by then
 FIRST_KERNELS = 72  # with so many a target error is worth looking at
-CHECKS = 2  # measurements of everything that have to agree
-MOST_CHECKS = 4  # measurements, when they do not
+CHECKS = 3  # measurements of everything that have to agree
+MOST_CHECKS = 5  # measurements, when they do not
 CHECK_BATCH = 200  # kernels that are measured once more in one process
 ERROR_STEP = 1.3  # growth of what is measured, after which the error is estimated again
 
@@ -184,7 +184,7 @@ def profile_space(
 
     What comes next is chosen batch by batch by what the store holds (`ProfilePlanner`). In any case
     there is a first batch of kernels and of subnets in the end. Once everything is measured, it is
-    measured again until two measurements agree, as far as the time lasts. `target_error` is a
+    measured again until three measurements agree, as far as the time lasts. `target_error` is a
     fraction, held against `held_out_error`, which tables of other devices (`sources`) lower while
     kernels are missing. Profilers that share a cache folder take turns, batch by batch: they
     neither disturb each other nor measure anything twice.
@@ -329,7 +329,7 @@ class _Profile:
         tuner.store.add_measurements(records)
 
     def _check(self, state: "_State") -> bool:
-        """Measure some of what no two measurements agree on; False when there is nothing left."""
+        """Measure some of what no three measurements agree on; False when there is nothing left."""
         kernels = [one for one in state.unchecked_kernels if self._checked[one] < MOST_CHECKS - 1]
         if kernels:
             chosen = kernels[:CHECK_BATCH]
