@@ -80,4 +80,4 @@ def test_processes_that_are_off_as_a_whole_do_not_spoil_the_predictor(store: Sto
 def test_intervals_know_that_binaries_are_measured_in_such_processes(store: Store) -> None:
     fill(store, np.exp(np.random.default_rng(1).normal(0, 0.03, 8)).tolist())
     predictor = fit_predictor(TINY, store.device("board"), store)
-    assert predictor.interval.floor > 0.01  # a third of that without the noise of a median of five
+    assert predictor.interval.floor > 0.01
