@@ -17,7 +17,7 @@ import psutil
 import torch
 from google.protobuf.message import DecodeError
 
-from bignas.device_db.errors import ModelError
+from bignas.device_db.errors import ModelError, first_line
 from bignas.device_db.workload import BYTES_PER_VALUE
 
 __all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "export_onnx", "load_onnx", "run_onnx"]
@@ -84,8 +84,7 @@ def _check(model: Any, name: str) -> None:
     except UnicodeDecodeError as error:
         raise ModelError(f"{name} is not a valid ONNX model: a damaged text") from error
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{name} is not a valid ONNX model: {reason}") from error
+        raise ModelError(f"{name} is not a valid ONNX model: {first_line(error)}") from error
 
 
 def _check_sizes(model: Any, name: str) -> None:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 from pyarrow import compute
 
-from bignas.device_db.errors import DataError
+from bignas.device_db.errors import DataError, first_line
 
 __all__ = ["StoredSplit", "common_side", "read_stored"]
 
@@ -90,7 +90,7 @@ class StoredSplit:
             else:
                 raise DataError(f"{where} is empty")
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise DataError(f"{where} cannot be read: {_line(error)}") from None
+            raise DataError(f"{where} cannot be read: {first_line(error)}") from None
         if image.mode not in ("RGB", "L"):
             raise DataError(
                 f"{where} has mode {image.mode}: only RGB and greyscale images can be used,"
@@ -125,7 +125,9 @@ class StoredSplit:
         try:
             image = image.convert("RGB")
         except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"image {index} of {self.origin} is corrupt: {_line(error)}") from None
+            raise DataError(
+                f"image {index} of {self.origin} is corrupt: {first_line(error)}"
+            ) from None
         if image.size != (side, side):
             width, height = image.size
             edge = min(width, height)
@@ -149,7 +151,7 @@ def read_stored(location: str, origin: str) -> dict[str, StoredSplit]:
         datasets.exceptions.DatasetsError,
         pa.ArrowException,
     ) as error:
-        raise DataError(f"cannot load data {origin!r}: {_line(error)}") from None
+        raise DataError(f"cannot load data {origin!r}: {first_line(error)}") from None
     sources = {}
     for name, aliases in _ALIASES.items():
         present = [alias for alias in aliases if alias in found and found[alias].num_rows]
@@ -198,9 +200,3 @@ def _without_progress_bars() -> Iterator[None]:
         yield
     finally:
         datasets.enable_progress_bars()
-
-
-def _line(error: Exception) -> str:
-    """The first line of a message, or the kind of error."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

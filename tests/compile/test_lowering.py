@@ -283,6 +283,20 @@ def test_a_damaged_model_is_refused_or_sound(tmp_path: Path) -> None:
             one_line(error)
 
 
+def test_a_model_may_be_refused_for_no_reason_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(export_onnx(resnet(), 8))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise onnx.checker.ValidationError
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    with pytest.raises(ModelError, match="not a valid ONNX model: ValidationError"):
+        load_onnx(path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot read .*missing\.onnx"):
         load_onnx(tmp_path / "missing.onnx")
