@@ -17,7 +17,8 @@ import psutil
 import torch
 from google.protobuf.message import DecodeError
 
-from bignas.device_db.errors import ModelError, first_line
+from bignas.device_db.errors import ModelError
+from bignas.device_db.messages import first_line
 from bignas.device_db.workload import BYTES_PER_VALUE
 
 __all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "export_onnx", "load_onnx", "run_onnx"]

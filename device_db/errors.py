@@ -52,7 +52,6 @@ __all__ = [
     "UnknownDeviceError",
     "UnknownSpaceError",
     "VerificationError",
-    "first_line",
 ]
 
 
@@ -146,9 +145,3 @@ class MissingToolError(ToolchainError, InputError):
 
 class TrainingError(BignasError):
     """Training that diverged or cannot go on."""
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of a message, or the kind of error when it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

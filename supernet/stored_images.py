@@ -20,7 +20,8 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 from pyarrow import compute
 
-from bignas.device_db.errors import DataError, first_line
+from bignas.device_db.errors import DataError
+from bignas.device_db.messages import first_line
 
 __all__ = ["StoredSplit", "common_side", "read_stored"]
 
