@@ -1,5 +1,6 @@
 """Measures a delivered bundle, on this machine or a remote device, in processes of its own."""
 
+import math
 import shutil
 import tempfile
 from dataclasses import replace
@@ -19,10 +20,11 @@ from bignas.latency.local import measure
 from bignas.latency.measuring import measure_on
 from bignas.latency.remote_bundle import check_fits
 
-__all__ = ["BENCH_SETTINGS", "PROCESSES", "bench_bundle"]
+__all__ = ["BENCH_SETTINGS", "MEDIAN_DEVIATION", "PROCESSES", "bench_bundle"]
 
 BENCH_SETTINGS = replace(CAREFUL, rounds=50, sample_us=1000.0)
 PROCESSES = 5  # whose samples are pooled: where its pages lie in the caches is drawn anew in each
+MEDIAN_DEVIATION = math.sqrt(math.pi / 2 / PROCESSES)  # of a median of so many, in single ones
 
 
 def bench_bundle(

@@ -5,14 +5,13 @@ before anything is learned from them. What a binary is measured at has it still,
 median of several processes does not take it out, so intervals are widened by it.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 
 from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.store import Store
-from bignas.latency.bench import PROCESSES
+from bignas.latency.bench import MEDIAN_DEVIATION
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.known_tables import known_tables
 from bignas.latency.metrics import agreeing_mean
@@ -27,7 +26,6 @@ from bignas.supernet.space import SearchSpace
 __all__ = ["fit_predictor"]
 
 EFFECT_PASSES = 2  # more change nothing that fresh networks would show
-MEDIAN_DEVIATION = math.sqrt(math.pi / 2 / PROCESSES)  # of a median of so many, in single ones
 
 
 def fit_predictor(

@@ -17,6 +17,7 @@ __all__ = [
     "agreeing",
     "agreeing_mean",
     "coverage",
+    "deviation",
     "mape",
     "spearman",
     "spread",
@@ -26,6 +27,7 @@ __all__ = [
 Values: TypeAlias = Sequence[float] | NDArray[np.float64]
 
 DISTURBED = 0.05  # above another measurement of the same thing, as a fraction
+NORMAL_MEDIAN = 0.6745  # of the absolute values of a normal distribution, in deviations
 
 
 def mape(predicted: Values, measured: Values) -> float:
@@ -75,6 +77,11 @@ def agreeing(repeated: Values) -> list[float]:
 def agreeing_mean(repeated: Values) -> float:
     """Mean of those of repeated measurements that agree."""
     return float(np.mean(agreeing(repeated)))
+
+
+def deviation(distances: Values) -> float:
+    """Return the standard deviation that the median of distances from the centre tells."""
+    return float(np.median(np.abs(distances))) / NORMAL_MEDIAN
 
 
 def spread(repeated_ms: NDArray[np.float64]) -> float:

@@ -182,19 +182,16 @@ class LatencyPredictor:
         networks: Sequence[tuple[Architecture, float]],
         confidence: float = 0.9,
         seed: int = 0,
-        repeatability: float = 0.0,
         sources: Sequence[KernelTable] = (),
     ) -> "LatencyPredictor":
         """Fit to measured kernels and measured networks (architecture, milliseconds).
 
         Of a network measured several times the median counts. No networks at all are allowed: the
-        prediction then is the plain sum of the kernels. `repeatability` is the relative standard
-        deviation of one measurement of a binary, where networks are means of two. Raises InputError
-        for an empty table, a latency that is not positive or a confidence outside 0..1,
-        ArchitectureError for a network outside the space.
+        prediction then is the plain sum of the kernels. Raises InputError for an empty table, a
+        latency that is not positive or a confidence outside 0..1, ArchitectureError for a network
+        outside the space.
         """
-        kernels = cls.of_kernels(space, table, confidence, seed, sources)
-        return replace(kernels, repeatability=repeatability).corrected(networks, seed)
+        return cls.of_kernels(space, table, confidence, seed, sources).corrected(networks, seed)
 
     @classmethod
     def of_kernels(

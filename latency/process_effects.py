@@ -19,11 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from bignas.device_db.measurement import Measurement
+from bignas.latency.metrics import deviation
 from bignas.supernet.architecture import Architecture
 
 __all__ = ["NetworkReading", "ProcessEffects"]
-
-NORMAL_MEDIAN = 0.6745  # of the absolute values of a normal distribution, in deviations
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +70,7 @@ class ProcessEffects:
             for process, median in medians.items():
                 count = len(processes[process])
                 effects[session, process] = (median - usual) * (count - 1) / count
-        spread = float(np.median(np.abs(list(effects.values())))) if effects else 0.0
-        return cls(effects, spread / NORMAL_MEDIAN)
+        return cls(effects, deviation(list(effects.values())) if effects else 0.0)
 
     def without(self, reading: NetworkReading) -> float:
         """Return the milliseconds of a reading without the effect of its process."""

@@ -19,7 +19,7 @@ from bignas.device_db.workload import BYTES_PER_VALUE, Workload
 from bignas.latency.anchor import anchored
 from bignas.latency.jobs import CAREFUL, NetworkJob, Settings, of_processes
 from bignas.latency.measuring import measure_on
-from bignas.latency.metrics import agreeing_mean
+from bignas.latency.metrics import agreeing_mean, deviation
 from bignas.latency.process_effects import NetworkReading
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
@@ -41,7 +41,6 @@ __all__ = [
 SUBNET_SETTINGS = replace(CAREFUL, rounds=40, sample_us=500.0)
 LASTING_SECONDS = 60.0
 LASTING_COUNT = 10
-NORMAL_MEDIAN = 0.6745  # of the absolute values of a normal distribution, in deviations
 
 
 def measure_subnets(
@@ -141,7 +140,7 @@ def lasting_spread(store: Store, device: str, space: SearchSpace, code_hash: str
     ]
     if len(differences) < LASTING_COUNT:
         return 0.0
-    return float(np.median(differences)) / NORMAL_MEDIAN / math.sqrt(2)
+    return deviation(differences) / math.sqrt(2)
 
 
 def architecture_of(measurement: Measurement) -> Architecture:

@@ -36,7 +36,7 @@ from bignas.device_db.errors import (
 )
 from bignas.device_db.files import require_writable, write_atomically
 from bignas.device_db.store import Store
-from bignas.latency.bench import PROCESSES
+from bignas.latency.bench import MEDIAN_DEVIATION, PROCESSES
 from bignas.latency.metrics import spread
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.recording import Recorder
@@ -75,7 +75,7 @@ FRONT_MEMBERS = 8
 ROUNDS = 4  # of finalists, until one keeps the promise
 REFINEMENTS = 24  # at most, evaluated where finalists leave room; half of them before measuring
 REFINEMENT_BATCH = 4  # of them, before it is asked again where there is room
-MEDIANS = math.sqrt(math.pi / PROCESSES)  # deviation between medians of so many, in single ones
+MEDIANS = math.sqrt(2) * MEDIAN_DEVIATION  # deviation between two medians, in single ones
 HEADROOM = (
     0.005  # of a budget, at least: on a quiet machine binaries came out up to 0.4% slower later
 )
