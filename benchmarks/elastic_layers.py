@@ -24,9 +24,9 @@ from bignas.device_db.probe import probe_local
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.child import Child
-from bignas.supernet.fused import training_execution
 from bignas.supernet.memory import keep_freed_memory
 from bignas.supernet.network import Supernet
+from bignas.supernet.precision import training_execution
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 

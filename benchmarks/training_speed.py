@@ -5,15 +5,17 @@
         --json benchmarks/results/training_speed_bignas.json
 
 First whole training steps of the real `train`, on random images: each variant runs a few steps in a
-process of its own, the variants take turns, and the median step of all turns counts; the memory is
-the most that a process ever had. Then forward
-and backward of the biggest child alone, in turns within one process: with torch's kernels, the
-fused ones and bfloat16, and its static twin; with --compile also through torch.compile, whose
-compile time stands beside.
+process of its own, with the environment of `bignas train`, the variants take turns, and the median
+step of all turns counts; the memory is the most that a process ever had. Steps of bfloat16 are slow
+at first, as code is generated for each new shape: take some hundred. Then forward and backward of
+the biggest child alone, in turns within one process: with torch's kernels, the fused ones, in mixed
+precision and under torch's autocast, and its static twin; with --compile also through
+torch.compile, whose compile time stands beside.
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -30,13 +32,14 @@ from elastic_layers import trainable
 from torch import Tensor
 from torch.nn import functional
 
+from bignas.cli.environment import PRIMITIVES, PRIMITIVES_KEPT
 from bignas.device_db.probe import probe_local
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.data import ImageData, Split
-from bignas.supernet.fused import training_execution
 from bignas.supernet.layers import BatchExecution
 from bignas.supernet.memory import keep_freed_memory
 from bignas.supernet.network import Supernet
+from bignas.supernet.precision import training_execution
 from bignas.supernet.recipe import TrainConfig
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
@@ -44,12 +47,13 @@ from bignas.supernet.train import train
 
 BASELINE = "torch kernels"
 VARIANTS: dict[str, dict[str, Any]] = {
-    BASELINE: {"fused": False, "keep_memory": False},
-    "torch kernels, memory kept": {"fused": False},
-    "fused kernels": {"keep_memory": False},
-    "fused kernels, memory kept": {},
-    "batch 64": {"batch_size": 64},
-    "one random child": {"random_children": 1},
+    BASELINE: {"precision": "float32", "fused": False, "keep_memory": False},
+    "torch kernels, memory kept": {"precision": "float32", "fused": False},
+    "fused kernels": {"precision": "float32", "keep_memory": False},
+    "fused kernels, memory kept": {"precision": "float32"},
+    "batch 64": {"precision": "float32", "batch_size": 64},
+    "one random child": {"precision": "float32", "random_children": 1},
+    "mixed precision, memory kept": {"precision": "bfloat16"},
 }
 
 
@@ -95,7 +99,10 @@ def step_speeds(options: argparse.Namespace) -> dict[str, Any]:
                 "--steps", str(options.steps), "--threads", str(options.threads),
                 "--batch-size", str(options.batch_size),
             ]  # fmt: skip
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            environment = {PRIMITIVES: str(PRIMITIVES_KEPT)} | os.environ
+            done = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+            )
             answer = json.loads(done.stdout)
             values.extend(answer["images_per_second"])
             peak_mb[name] = max(peak_mb[name], answer["peak_mb"])
@@ -159,6 +166,7 @@ def child_speeds(space: SearchSpace, options: argparse.Namespace) -> dict[str, A
     losses: dict[str, Callable[[], Tensor]] = {
         "torch kernels": lambda: loss(BatchExecution()),
         "fused kernels": lambda: loss(training_execution()),
+        "mixed precision": lambda: loss(training_execution(mixed=True)),
         "static twin": lambda: functional.cross_entropy(twin(images), labels),
         "bfloat16 autocast": bfloat16,
     }

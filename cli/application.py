@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import click
 from click.exceptions import NoArgsIsHelpError
 
+from bignas.cli.environment import prepare_environment
 from bignas.cli.output import JSON_FLAG, write_document
-from bignas.cli.waiting import set_waiting
 from bignas.device_db.errors import BignasError
 
 __all__ = ["Application", "ExitCode"]
@@ -87,7 +87,7 @@ class Application(click.Group):
     ) -> Any:
         """Run the command line and exit."""
         arguments = sys.argv[1:] if args is None else list(args)
-        set_waiting(bool(arguments) and arguments[0] in self._lasting)
+        prepare_environment(bool(arguments) and arguments[0] in self._lasting)
         try:
             code = super().main(
                 args=args,

@@ -2,7 +2,7 @@
  * norm with residual sum and activation in one go, and what the files share that are compiled
  * together with it, fused_pointwise.c, fused_depthwise.c and fused_dense.c.
  *
- * Tensors are float32, channels last. Work is cut into pieces of fixed extent whose partial sums are
+ * Tensors are float32, channels last; those of this file may be bfloat16. Work is cut into pieces of fixed extent whose partial sums are
  * added in a fixed order, so that results do not depend on the number of threads.
  */
 
@@ -23,6 +23,7 @@
 
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef enum { IDENTITY, RELU, RELU6, HARD_SWISH, SWISH } activation;
+typedef enum { FLOAT32, BFLOAT16 } storage; /* of activations; arithmetic is float32 */
 
 #define BY_KIND(call) \
     switch (kind) { \
@@ -32,6 +33,48 @@ typedef enum { IDENTITY, RELU, RELU6, HARD_SWISH, SWISH } activation;
     case SWISH: call(SWISH); break; \
     default: call(IDENTITY); \
     }
+
+/* STORED(storage, further) of the storage at hand, where STORED is defined before. */
+#define BY_STORAGE(further) \
+    do { \
+        if (stored == BFLOAT16) STORED(BFLOAT16, further); else STORED(FLOAT32, further); \
+    } while (0)
+
+INLINE float read_at(const void *from, int64_t i, storage stored) {
+    if (stored == FLOAT32) return ((const float *)from)[i];
+    uint32_t bits = (uint32_t)((const uint16_t *)from)[i] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+
+INLINE vector slice_at(const void *from, int64_t i, storage stored) {
+    if (stored == FLOAT32) return *(const vector *)((const float *)from + i);
+    halves read = *(const halves *)((const uint16_t *)from + i);
+    return (vector)(__builtin_convertvector(read, words) << 16);
+}
+
+/* Rounds to nearest, ties to even. */
+INLINE void write_at(void *to, int64_t i, float value, storage stored) {
+    if (stored == FLOAT32) {
+        ((float *)to)[i] = value;
+    } else {
+        uint32_t bits;
+        memcpy(&bits, &value, sizeof bits);
+        ((uint16_t *)to)[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
+INLINE const void *from_at(const void *from, int64_t i, storage stored) {
+    return (const char *)from + i * (stored == FLOAT32 ? 4 : 2);
+}
+
+INLINE void *to_at(void *to, int64_t i, storage stored) {
+    return (char *)to + i * (stored == FLOAT32 ? 4 : 2);
+}
 
 /* e^x as Cephes' expf has it (S. L. Moshier), without branches, so that compilers vectorise it: the
  * power of two next to it times a polynomial. */
@@ -72,6 +115,55 @@ INLINE float slope(float u, activation kind) {
     }
 }
 
+typedef int32_t mask __attribute__((vector_size(4 * LANES), may_alias));
+
+INLINE vector load(const float *from) { return *(const vector *)from; }
+INLINE vector chosen(mask where, vector one, vector other) {
+    return (vector)((where & (mask)one) | (~where & (mask)other));
+}
+
+/* As `sigmoid`. */
+INLINE vector sigmoid_slice(vector u) {
+    vector x = -u, zero = {};
+    x = chosen(x > 87, zero + 87, chosen(x < -87, zero - 87, x));
+    vector n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
+    vector r = x - n * 0.693359375f + n * 2.12194440e-4f, p = zero + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    vector power = (vector)((__builtin_convertvector(n, mask) + 127) << 23);
+    return 1 / (1 + (p * r * r + r + 1) * power);
+}
+
+/* `activate` and `slope` of a slice. */
+INLINE vector activate_slice(vector u, activation kind) {
+    vector zero = {}, inner;
+    switch (kind) {
+    case RELU: return (vector)((u > 0) & (mask)u);
+    case RELU6: return chosen(u > 6, zero + 6, (vector)((u > 0) & (mask)u));
+    case HARD_SWISH:
+        inner = u * (u + 3) * (1.0f / 6);
+        return chosen(u >= 3, u, (vector)((u > -3) & (mask)inner));
+    case SWISH: return u * sigmoid_slice(u);
+    default: return u;
+    }
+}
+
+INLINE vector slope_slice(vector d, vector u, activation kind) {
+    vector s;
+    switch (kind) {
+    case RELU: return (vector)((u > 0) & (mask)d);
+    case RELU6: return (vector)((u > 0) & (u < 6) & (mask)d);
+    case HARD_SWISH: return chosen(u >= 3, d, (vector)((u > -3) & (mask)(d * (2 * u + 3) * (1.0f / 6))));
+    case SWISH:
+        s = sigmoid_slice(u);
+        return d * s * (1 + u * (1 - s));
+    default: return d;
+    }
+}
+
 /* Few channels make short loops: as many pixels as divide the tensor count as one, `wide`. */
 INLINE int64_t joined(int64_t pixels, int64_t channels) {
     int64_t pixels_a_row = 1;
@@ -83,27 +175,57 @@ static void spread(const float *values, float *wide, int64_t channels, int64_t w
     for (int64_t i = 0; i < width; i += channels) memcpy(wide + i, values, 4 * channels);
 }
 
+/* Rows r + k of `count`, with k below 4: sums that take turns do not wait for each other. */
+#define BY_FOURS(body) \
+    for (int64_t r = 0; r < count; r += 4) { \
+        if (r + 4 <= count) { \
+            _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) body; \
+        } else { \
+            _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) if (r + k < count) body; \
+        } \
+    }
+
 /* Add a block [count, width] of rows `pitch` floats apart, `before` rows after the first one, to the
  * mean and the sum of squared deviations in totals [2 * width]; scratch [2 * width]. The block is
  * summed in two passes and merged by the formula of Chan et al. (1979). */
-static void add_block(const float *block, int64_t pitch, int64_t count, int64_t width, int64_t before,
-                      float *restrict scratch, double *restrict totals) {
+INLINE void add_stored_block(const void *block, int64_t pitch, int64_t count, int64_t width,
+                             int64_t before, float *restrict scratch, double *restrict totals,
+                             storage stored) {
     float *restrict sum = scratch, *restrict deviation = scratch + width;
-    memset(scratch, 0, 2 * width * sizeof *scratch);
-    for (int64_t r = 0; r < count; r++)
-        for (int64_t i = 0; i < width; i++) sum[i] += block[r * pitch + i];
-    for (int64_t i = 0; i < width; i++) sum[i] /= (float)count;
-    for (int64_t r = 0; r < count; r++)
-        for (int64_t i = 0; i < width; i++) {
-            float d = block[r * pitch + i] - sum[i];
-            deviation[i] += d * d;
+    int64_t sliced = width - width % LANES;
+    for (int64_t i = 0; i < sliced; i += LANES) {
+        vector one[4] = {{0}}, other[4] = {{0}};
+        BY_FOURS(one[k] += slice_at(block, (r + k) * pitch + i, stored))
+        vector middle = (one[0] + one[1] + one[2] + one[3]) / (float)count;
+        BY_FOURS({
+            vector d = slice_at(block, (r + k) * pitch + i, stored) - middle;
+            other[k] += d * d;
+        })
+        *(vector *)(sum + i) = middle;
+        *(vector *)(deviation + i) = other[0] + other[1] + other[2] + other[3];
+    }
+    for (int64_t i = sliced; i < width; i++) {
+        float one = 0, other = 0;
+        for (int64_t r = 0; r < count; r++) one += read_at(block, r * pitch + i, stored);
+        one /= (float)count;
+        for (int64_t r = 0; r < count; r++) {
+            float d = read_at(block, r * pitch + i, stored) - one;
+            other += d * d;
         }
+        sum[i] = one;
+        deviation[i] = other;
+    }
     double after = (double)(before + count), share = (double)count / after;
     for (int64_t i = 0; i < width; i++) {
         double shift = sum[i] - totals[i];
         totals[i] += shift * share;
         totals[width + i] += deviation[i] + shift * shift * (double)before * share;
     }
+}
+
+static void add_block(const float *block, int64_t pitch, int64_t count, int64_t width, int64_t before,
+                      float *restrict scratch, double *restrict totals) {
+    add_stored_block(block, pitch, count, width, before, scratch, totals, FLOAT32);
 }
 
 /* Mean and biased variance of each channel, of parts [2 * width] with so many rows each; a row has
@@ -131,8 +253,8 @@ static void merge_parts(const double *totals, const int64_t *rows, int64_t parts
 
 /* Mean and biased variance of each channel of y [pixels, channels]. Returns 0, or 1 when there is
  * no memory. */
-int moments(const float *y, int64_t pixels, int64_t channels, float *mean, float *variance,
-            int64_t threads) {
+int moments(const void *y, int64_t stored, int64_t pixels, int64_t channels, float *mean,
+            float *variance, int64_t threads) {
     int64_t width = channels * joined(pixels, channels), rows = pixels * channels / width;
     int64_t step = BLOCK / width ? BLOCK / width : 1, counts[PARTS];
     double *totals = calloc(PARTS * 2 * width, sizeof *totals);
@@ -145,31 +267,38 @@ int moments(const float *y, int64_t pixels, int64_t channels, float *mean, float
     for (int part = 0; part < PARTS; part++) {
         int64_t begin = rows * part / PARTS, end = rows * (part + 1) / PARTS;
         counts[part] = end - begin;
-        for (int64_t at = begin; at < end; at += step)
-            add_block(y + at * width, width, end - at < step ? end - at : step, width, at - begin,
-                      scratch + part * 2 * width, totals + part * 2 * width);
+        for (int64_t at = begin; at < end; at += step) {
+            int64_t count = end - at < step ? end - at : step;
+#define STORED(S, _) \
+    add_stored_block(from_at(y, at * width, S), width, count, width, at - begin, \
+                     scratch + part * 2 * width, totals + part * 2 * width, S)
+            BY_STORAGE();
+#undef STORED
+        }
     }
     merge_parts(totals, counts, PARTS, width, channels, mean, variance);
     free(totals), free(scratch);
     return 0;
 }
 
-INLINE void normalize_rows(const float *restrict y, const float *restrict residual,
-                           float *restrict z, const float *restrict factor,
-                           const float *restrict offset, int64_t rows, int64_t width, activation kind) {
-    for (int64_t r = 0; r < rows; r++, y += width, z += width) {
-        if (residual) {
-            for (int64_t i = 0; i < width; i++)
-                z[i] = activate(y[i] * factor[i] + offset[i] + residual[i], kind);
-            residual += width;
-        } else {
-            for (int64_t i = 0; i < width; i++) z[i] = activate(y[i] * factor[i] + offset[i], kind);
-        }
-    }
+INLINE void normalize_rows(const void *restrict y, const void *restrict residual, void *restrict z,
+                           const float *restrict factor, const float *restrict offset, int64_t rows,
+                           int64_t width, activation kind, storage stored) {
+    for (int64_t at = 0; at < rows * width; at += width)
+        if (residual)
+            for (int64_t i = 0; i < width; i++) {
+                float u = read_at(y, at + i, stored) * factor[i] + offset[i];
+                write_at(z, at + i, activate(u + read_at(residual, at + i, stored), kind), stored);
+            }
+        else
+            for (int64_t i = 0; i < width; i++) {
+                float u = read_at(y, at + i, stored) * factor[i] + offset[i];
+                write_at(z, at + i, activate(u, kind), stored);
+            }
 }
 
 /* z = activation(y * factor + offset + residual); y, residual (or null), z: [pixels, channels]. */
-int normalize(const float *y, const float *residual, float *z, const float *factor,
+int normalize(const void *y, const void *residual, void *z, int64_t stored, const float *factor,
               const float *offset, int64_t pixels, int64_t channels, int64_t kind, int64_t threads) {
     int64_t width = channels * joined(pixels, channels), rows = pixels * channels / width;
     float *wide = malloc(2 * width * sizeof *wide);
@@ -179,43 +308,61 @@ int normalize(const float *y, const float *residual, float *z, const float *fact
     PARALLEL
     for (int part = 0; part < PARTS; part++) {
         int64_t begin = rows * part / PARTS, count = rows * (part + 1) / PARTS - begin;
-        const float *from = y + begin * width, *add = residual ? residual + begin * width : 0;
-        float *to = z + begin * width;
-#define CALL(K) normalize_rows(from, add, to, wide, wide + width, count, width, K)
-        BY_KIND(CALL)
-#undef CALL
+#define STORED(S, K) \
+    normalize_rows(from_at(y, begin * width, S), residual ? from_at(residual, begin * width, S) : 0, \
+                   to_at(z, begin * width, S), wide, wide + width, count, width, K, S)
+        BY_KIND(BY_STORAGE)
+#undef STORED
     }
     free(wide);
     return 0;
 }
 
-INLINE void gradient_sums(const float *restrict y, const float *restrict dz,
-                          const float *restrict wide, float *restrict sums,
-                          int64_t rows, int64_t width, activation kind) {
+/* sums [2 * width] = those of g and g * (y - mean) over `count` rows, g = dz * slope. */
+INLINE void gradient_sums(const void *y, const void *dz, const float *wide, float *sums,
+                          int64_t count, int64_t width, activation kind, storage stored) {
     const float *factor = wide, *offset = wide + width, *mean = wide + 2 * width;
-    for (int64_t r = 0; r < rows; r++, y += width, dz += width)
-        for (int64_t i = 0; i < width; i++) {
-            float g = dz[i] * slope(y[i] * factor[i] + offset[i], kind);
+    int64_t sliced = width - width % LANES;
+    for (int64_t i = 0; i < sliced; i += LANES) {
+        vector by = load(factor + i), plus = load(offset + i), middle = load(mean + i);
+        vector sum[4] = {{0}}, cross[4] = {{0}};
+        BY_FOURS({
+            vector u = slice_at(y, (r + k) * width + i, stored);
+            vector g = slope_slice(slice_at(dz, (r + k) * width + i, stored), u * by + plus, kind);
+            sum[k] += g;
+            cross[k] += g * (u - middle);
+        })
+        *(vector *)(sums + i) = sum[0] + sum[1] + sum[2] + sum[3];
+        *(vector *)(sums + width + i) = cross[0] + cross[1] + cross[2] + cross[3];
+    }
+    for (int64_t i = sliced; i < width; i++) {
+        sums[i] = sums[width + i] = 0;
+        for (int64_t r = 0; r < count; r++) {
+            float u = read_at(y, r * width + i, stored);
+            float g = read_at(dz, r * width + i, stored) * slope(u * factor[i] + offset[i], kind);
             sums[i] += g;
-            sums[width + i] += g * (y[i] - mean[i]);
+            sums[width + i] += g * (u - mean[i]);
         }
+    }
 }
 
-INLINE void gradient_rows(const float *restrict y, const float *restrict dz, float *restrict dy,
-                          const float *restrict wide,
-                          int64_t rows, int64_t width, activation kind) {
+INLINE void gradient_rows(const void *restrict y, const void *restrict dz, void *restrict dy,
+                          const float *restrict wide, int64_t rows, int64_t width, activation kind,
+                          storage stored) {
     const float *factor = wide, *offset = wide + width, *mean = wide + 2 * width;
     const float *across = wide + 3 * width, *constant = wide + 4 * width;
-    for (int64_t r = 0; r < rows; r++, y += width, dz += width, dy += width)
+    for (int64_t at = 0; at < rows * width; at += width)
         for (int64_t i = 0; i < width; i++) {
-            float g = dz[i] * slope(y[i] * factor[i] + offset[i], kind);
-            dy[i] = factor[i] * g + across[i] * (y[i] - mean[i]) + constant[i];
+            float u = read_at(y, at + i, stored);
+            float g = read_at(dz, at + i, stored) * slope(u * factor[i] + offset[i], kind);
+            float linked = factor[i] * g + across[i] * (u - mean[i]) + constant[i];
+            write_at(dy, at + i, linked, stored);
         }
 }
 
 /* The gradients of z = activation((y - mean) * inverse * scale + shift), the moments being those of
  * y: dy [pixels, channels], dscale and dshift [channels]; inverse = 1 / standard deviation. */
-int normalize_backward(const float *y, const float *dz, float *dy, const float *mean,
+int normalize_backward(const void *y, const void *dz, void *dy, int64_t stored, const float *mean,
                        const float *inverse, const float *scale, const float *shift, float *dscale,
                        float *dshift, int64_t pixels, int64_t channels, int64_t kind, int64_t threads) {
     int64_t width = channels * joined(pixels, channels), rows = pixels * channels / width;
@@ -239,10 +386,10 @@ int normalize_backward(const float *y, const float *dz, float *dy, const float *
         int64_t begin = rows * part / PARTS, end = rows * (part + 1) / PARTS;
         for (int64_t at = begin; at < end; at += step) {
             int64_t count = end - at < step ? end - at : step;
-            memset(sums, 0, 2 * width * sizeof *sums);
-#define CALL(K) gradient_sums(y + at * width, dz + at * width, wide, sums, count, width, K)
-            BY_KIND(CALL)
-#undef CALL
+#define STORED(S, K) \
+    gradient_sums(from_at(y, at * width, S), from_at(dz, at * width, S), wide, sums, count, width, K, S)
+            BY_KIND(BY_STORAGE)
+#undef STORED
             for (int64_t i = 0; i < 2 * width; i++) total[i] += sums[i];
         }
     }
@@ -264,10 +411,11 @@ int normalize_backward(const float *y, const float *dz, float *dy, const float *
     PARALLEL
     for (int part = 0; part < PARTS; part++) {
         int64_t begin = rows * part / PARTS, count = rows * (part + 1) / PARTS - begin;
-#define CALL(K) \
-    gradient_rows(y + begin * width, dz + begin * width, dy + begin * width, wide, count, width, K)
-        BY_KIND(CALL)
-#undef CALL
+#define STORED(S, K) \
+    gradient_rows(from_at(y, begin * width, S), from_at(dz, begin * width, S), \
+                  to_at(dy, begin * width, S), wide, count, width, K, S)
+        BY_KIND(BY_STORAGE)
+#undef STORED
     }
     free(wide), free(merged);
     return 0;

@@ -19,13 +19,13 @@ from bignas.supernet.fused_kernels import (
     Normalized,
     is_chain,
     is_covered,
+    is_normalizable,
     is_plain,
-    load_fused_kernels,
 )
 from bignas.supernet.layer import Layer
 from bignas.supernet.layers import EPSILON, BatchExecution, ElasticUnit
 
-__all__ = ["FusedExecution", "training_execution"]
+__all__ = ["FusedExecution"]
 
 
 class FusedExecution(BatchExecution):
@@ -47,8 +47,8 @@ class FusedExecution(BatchExecution):
         """Normalise by the batch, add the residual and activate, in two passes over memory."""
         kind = KINDS.get(layer.activation)
         pixels = y.numel() // y.shape[1]
-        unfit = kind is None or pixels < 2 or not is_plain(y)
-        if unfit or (residual is not None and (kind != 0 or not is_plain(residual))):
+        unfit = kind is None or pixels < 2 or not is_normalizable(y)
+        if unfit or not (residual is None or (kind == 0 and _is_like(residual, y))):
             return super().finish(layer, y, scale, shift, residual)
         z: Tensor = _Normalize.apply(y, scale, shift, residual, kind, self._kernels)  # type: ignore[no-untyped-call]
         return z
@@ -67,10 +67,9 @@ class FusedExecution(BatchExecution):
         return chained
 
 
-def training_execution(*, fused: bool = True) -> BatchExecution:
-    """The fastest way to train on this machine; with `fused` false, torch's own kernels."""
-    kernels = load_fused_kernels() if fused else None
-    return BatchExecution() if kernels is None else FusedExecution(kernels)
+def _is_like(residual: Tensor, y: Tensor) -> bool:
+    """Whether the library can add this residual to y."""
+    return residual.dtype is y.dtype and is_normalizable(residual)
 
 
 class _Convolution(torch.autograd.Function):

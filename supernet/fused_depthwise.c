@@ -27,55 +27,6 @@ INLINE void clear_border(vector *to, int64_t height, int64_t width, int64_t pad)
     memset(to + (height + pad) * row, 0, pad * row * sizeof *to);
 }
 
-typedef int32_t mask __attribute__((vector_size(4 * LANES), may_alias));
-
-INLINE vector load(const float *from) { return *(const vector *)from; }
-INLINE vector chosen(mask where, vector one, vector other) {
-    return (vector)((where & (mask)one) | (~where & (mask)other));
-}
-
-/* As `sigmoid`. */
-INLINE vector sigmoid_slice(vector u) {
-    vector x = -u, zero = {};
-    x = chosen(x > 87, zero + 87, chosen(x < -87, zero - 87, x));
-    vector n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
-    vector r = x - n * 0.693359375f + n * 2.12194440e-4f, p = zero + 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    vector power = (vector)((__builtin_convertvector(n, mask) + 127) << 23);
-    return 1 / (1 + (p * r * r + r + 1) * power);
-}
-
-/* `activate` and `slope` of a slice. */
-INLINE vector activate_slice(vector u, activation kind) {
-    vector zero = {}, inner;
-    switch (kind) {
-    case RELU: return (vector)((u > 0) & (mask)u);
-    case RELU6: return chosen(u > 6, zero + 6, (vector)((u > 0) & (mask)u));
-    case HARD_SWISH:
-        inner = u * (u + 3) * (1.0f / 6);
-        return chosen(u >= 3, u, (vector)((u > -3) & (mask)inner));
-    case SWISH: return u * sigmoid_slice(u);
-    default: return u;
-    }
-}
-
-INLINE vector slope_slice(vector d, vector u, activation kind) {
-    vector s;
-    switch (kind) {
-    case RELU: return (vector)((u > 0) & (mask)d);
-    case RELU6: return (vector)((u > 0) & (u < 6) & (mask)d);
-    case HARD_SWISH: return chosen(u >= 3, d, (vector)((u > -3) & (mask)(d * (2 * u + 3) * (1.0f / 6))));
-    case SWISH:
-        s = sigmoid_slice(u);
-        return d * s * (1 + u * (1 - s));
-    default: return d;
-    }
-}
-
 INLINE void activated_line(const float *x, vector *z, const float *norm, int64_t width,
                            int64_t channels, activation kind) {
     vector factor = load(norm + FACTOR * channels), offset = load(norm + OFFSET * channels);

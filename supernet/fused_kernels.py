@@ -39,6 +39,7 @@ __all__ = [
     "Normalized",
     "is_chain",
     "is_covered",
+    "is_normalizable",
     "is_plain",
     "load_fused_kernels",
 ]
@@ -59,6 +60,9 @@ KINDS: Mapping[Activation, int] = MappingProxyType(
     }
 )
 """Activations that the library has, as in fused.c."""
+
+_STORAGE: Mapping[torch.dtype, int] = MappingProxyType({torch.float32: 0, torch.bfloat16: 1})
+"""Types of activations that batch norms take, as in fused.c."""
 
 
 class _Geometry(ctypes.Structure):
@@ -101,15 +105,19 @@ class Gradients(NamedTuple):
 
 
 class FusedKernels:
-    """The functions of `fused*.c` on float32 tensors that are dense in channels-last order."""
+    """The functions of `fused*.c` on float32 tensors that are dense in channels-last order.
+
+    Those of batch norms alone (`moments`, `normalize`, `normalize_backward`) take activations of
+    bfloat16 too; whatever has one value a channel is float32.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
     def moments(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance, each [C], of y [N, C, H, W]."""
-        mean, variance = y.new_empty(y.shape[1]), y.new_empty(y.shape[1])
-        self._call("moments", y, *_size(y), mean, variance)
+        mean, variance = torch.empty(y.shape[1]), torch.empty(y.shape[1])
+        self._call("moments", y, _STORAGE[y.dtype], *_size(y), mean, variance)
         return mean, variance
 
     def normalize(
@@ -117,7 +125,7 @@ class FusedKernels:
     ) -> Tensor:
         """activation(y * factor + offset + residual), [N, C, H, W]."""
         z = torch.empty_like(y)
-        self._call("normalize", y, residual, z, factor, offset, *_size(y), kind)
+        self._call("normalize", y, residual, z, _STORAGE[y.dtype], factor, offset, *_size(y), kind)
         return z
 
     def finish(self, x: Normalized, residual: Tensor | None) -> Tensor:
@@ -131,7 +139,8 @@ class FusedKernels:
         """Gradients of y, scale and shift; `vectors`: mean, 1 / deviation, scale, shift, [C]."""
         dy = torch.empty_like(y)
         dscale, dshift = torch.empty_like(vectors[0]), torch.empty_like(vectors[0])
-        self._call("normalize_backward", y, dz, dy, *vectors, dscale, dshift, *_size(y), kind)
+        found = (*vectors, dscale, dshift)
+        self._call("normalize_backward", y, dz, dy, _STORAGE[y.dtype], *found, *_size(y), kind)
         return dy, dscale, dshift
 
     def convolve(self, layer: Layer, x: Normalized, weight: Tensor) -> Tensor:
@@ -316,10 +325,15 @@ def is_chain(layers: Sequence[Layer], x: Tensor, residual: Tensor | None) -> boo
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether the library takes this tensor."""
+    """Whether convolutions of the library take this tensor."""
+    return x.dtype is torch.float32 and is_normalizable(x)
+
+
+def is_normalizable(x: Tensor) -> bool:
+    """Whether batch norms of the library take this tensor."""
     return (
         x.device.type == "cpu"
-        and x.dtype is torch.float32
+        and x.dtype in _STORAGE
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 

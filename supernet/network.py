@@ -128,7 +128,7 @@ class Supernet(nn.Module):
             for block in blocks[: choice.depth]:
                 x = block(x, layers, execution)
         x = execution.chain([(self.head, layers["head"])], x, None)
-        return functional.adaptive_avg_pool2d(x, 1).flatten(1)
+        return functional.adaptive_avg_pool2d(x.float(), 1).flatten(1)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits [N, classes] of pooled features."""

@@ -6,8 +6,9 @@ Decisions
   K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024): all directions
   of a weight learn at one speed, also those that few children ask for. Depthwise kernels are no
   matrices, each channel has its own.
-- `torch.optim.Muon` takes parameters of two dimensions only, and computes in bfloat16, which
-  processors without instructions for it emulate.
+- `torch.optim.Muon` takes parameters of two dimensions only, and always computes in bfloat16, which
+  processors without instructions for it emulate. Here that is done in mixed precision only; an
+  orthogonal matrix need not be exact.
 - Decay of orthogonalised weights is decoupled and has a strength of its own: their steps have a
   size that does not depend on gradients, so what is right for gradients is nothing beside them.
 - Weights that a batch norm follows may turn only: their norms say nothing, but the larger they have
@@ -41,10 +42,18 @@ class _OrthogonalMomentum(torch.optim.Optimizer):
     """Moves matrices by their orthogonalised Nesterov momentum; decay is decoupled.
 
     Those of a group with `keep_norms` turn: they move by a share of their norm, which is kept.
+    Matrices are orthogonalised in the precision `kind`.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        momentum: float,
+        weight_decay: float,
+        kind: torch.dtype,
+    ) -> None:
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay})
+        self._kind = kind
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -55,7 +64,7 @@ class _OrthogonalMomentum(torch.optim.Optimizer):
                 buffer = self.state[parameter][_BUFFER]
                 buffer.mul_(group["momentum"]).add_(parameter.grad)
                 ahead = parameter.grad.add(buffer, alpha=group["momentum"])
-                update = _orthogonalised(ahead.flatten(1)).reshape(parameter.shape)
+                update = _orthogonalised(ahead, self._kind)
                 if group["keep_norms"]:
                     _turn(parameter, update, group["lr"])
                 else:
@@ -69,7 +78,8 @@ class SupernetOptimizer:
     learn as the others do. Decay acts once a step, not on batch norms and biases; that of
     orthogonalised weights is decoupled (a share of their rate is taken off the weights). With
     `keep_norms` those of them that a batch norm follows have no decay: they move by the orthogonal
-    rate's share of their norm, which stays as it is.
+    rate's share of their norm, which stays as it is. In mixed precision orthogonal matrices are
+    computed in bfloat16.
     """
 
     def __init__(
@@ -82,6 +92,7 @@ class SupernetOptimizer:
         weight_decay: float,
         orthogonal_decay: float,
         keep_norms: bool,
+        mixed: bool = False,
     ) -> None:
         self._parameters = list(network.parameters())
         dense = [p for p in self._parameters if orthogonal_rate > 0.0 and _is_dense(p)]
@@ -98,7 +109,8 @@ class SupernetOptimizer:
                 {"params": [p for p in dense if (p in turning) is kind], "keep_norms": kind}
                 for kind in (False, True)
             ]
-            orthogonal = _OrthogonalMomentum(by_kind, momentum, orthogonal_decay)
+            precision = torch.bfloat16 if mixed else torch.float32
+            orthogonal = _OrthogonalMomentum(by_kind, momentum, orthogonal_decay, precision)
             self._optimizers.append((orthogonal, orthogonal_rate))
         for optimizer, _ in self._optimizers:
             for group in optimizer.param_groups:
@@ -128,7 +140,7 @@ class SupernetOptimizer:
 
 def _move(parameter: Tensor, update: Tensor, rate: float, decay: float) -> None:
     """Move by an orthogonal matrix, scaled for what it does to outputs, after decay."""
-    rows, columns = update.flatten(1).shape
+    rows, columns = len(update), update[0].numel()
     parameter.mul_(1.0 - rate * decay)
     parameter.add_(update, alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
@@ -136,7 +148,7 @@ def _move(parameter: Tensor, update: Tensor, rate: float, decay: float) -> None:
 def _turn(parameter: Tensor, update: Tensor, rate: float) -> None:
     """Move by `rate` of the norm in the direction of an orthogonal matrix, and keep the norm."""
     norm = parameter.norm()
-    full = min(update.flatten(1).shape) ** 0.5  # the norm of an orthogonal matrix
+    full = min(len(update), update[0].numel()) ** 0.5  # the norm of an orthogonal matrix
     parameter.sub_(update * (rate / full * norm))
     parameter.mul_(norm / parameter.norm().clamp_min(_EPSILON))
 
@@ -152,10 +164,19 @@ def _is_dense(parameter: Tensor) -> bool:
     return parameter.ndim > 1 and parameter.shape[1] > 1
 
 
-def _orthogonalised(matrix: Tensor) -> Tensor:
-    """About the nearest (semi-)orthogonal matrix, by Newton-Schulz iteration."""
+def _orthogonalised(weight: Tensor, kind: torch.dtype) -> Tensor:
+    """About the nearest (semi-)orthogonal matrix, by Newton-Schulz iteration in this precision.
+
+    Rows are outputs; columns in the order of channels-last memory, so that nothing is copied.
+    """
+    ordered = weight.permute(0, 2, 3, 1) if weight.ndim == 4 else weight
+    found = _orthogonal(ordered.flatten(1), kind).view(ordered.shape)
+    return found.permute(0, 3, 1, 2) if weight.ndim == 4 else found
+
+
+def _orthogonal(matrix: Tensor, kind: torch.dtype) -> Tensor:
     linear, cubic, quintic = _FACTORS
-    x: Tensor = matrix / (matrix.norm() + _EPSILON)
+    x: Tensor = (matrix / (matrix.norm() + _EPSILON)).to(kind)
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T
@@ -163,4 +184,4 @@ def _orthogonalised(matrix: Tensor) -> Tensor:
         product = x @ x.T
         mixed = torch.addmm(product, product, product, beta=cubic, alpha=quintic)
         x = torch.addmm(x, mixed, x, beta=linear)
-    return x.T if tall else x
+    return (x.T if tall else x).to(matrix.dtype, memory_format=torch.contiguous_format)

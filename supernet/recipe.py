@@ -23,6 +23,7 @@ from bignas.supernet.data import Split
 from bignas.supernet.space import SearchSpace
 
 __all__ = [
+    "Precision",
     "Regularize",
     "Schedule",
     "TrainConfig",
@@ -47,6 +48,14 @@ class Regularize(StrEnum):
 
     BIGGEST = "biggest"  # BigNAS
     ALL = "all"
+
+
+class Precision(StrEnum):
+    """Of activations and products in training; weights and sums are float32."""
+
+    AUTO = "auto"  # bfloat16 where there are matrix units for it, else float32
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 class Purpose(IntEnum):
@@ -106,6 +115,7 @@ class TrainConfig:
     cutout: float = 0.0  # blacken a random square of this share of their side (BigNAS: 0, none)
     max_train_images: int | None = None  # train on a random subset of this size
     seed: int = 0
+    precision: Precision = Precision.AUTO  # of activations and products
     fused: bool = True  # compiled training kernels where they apply, else torch's
     keep_memory: bool = True  # do not return freed memory to the system while training
     threads: int | None = None  # None: as many as there are processors
@@ -118,6 +128,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedule", _member(Schedule, "schedule", self.schedule))
         object.__setattr__(self, "regularize", _member(Regularize, "regularize", self.regularize))
+        object.__setattr__(self, "precision", _member(Precision, "precision", self.precision))
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and low <= value <= high):

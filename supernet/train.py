@@ -49,11 +49,11 @@ from bignas.supernet.checkpoint import (
 from bignas.supernet.data import ImageData, Split, SplitName, preprocess
 from bignas.supernet.distributed import ALONE, Workers, workers
 from bignas.supernet.evaluate import evaluate_architectures
-from bignas.supernet.fused import training_execution
 from bignas.supernet.memory import keep_freed_memory
 from bignas.supernet.monitor import DivergenceDetector, MetricsLog
 from bignas.supernet.network import Supernet
 from bignas.supernet.optimizer import SupernetOptimizer
+from bignas.supernet.precision import is_mixed, training_execution
 from bignas.supernet.recipe import (
     Purpose,
     Regularize,
@@ -178,7 +178,8 @@ class _Run:
         if start is not None:
             _copy_weights(start, self._network, data.classes)
         self._network.to(group.device).train()
-        self._execution = group.execution(training_execution(fused=config.fused))
+        mixed = is_mixed(config.precision, group.device)
+        self._execution = group.execution(training_execution(fused=config.fused, mixed=mixed))
         self._optimizer = SupernetOptimizer(
             self._network,
             rate=config.learning_rate,
@@ -187,6 +188,7 @@ class _Run:
             weight_decay=config.weight_decay,
             orthogonal_decay=config.orthogonal_decay,
             keep_norms=config.keep_norms,
+            mixed=mixed,
         )
         self._average = [p.detach().clone() for p in self._averaged()]
         self._divergence = DivergenceDetector(space.classes)
@@ -349,15 +351,13 @@ class _Run:
         return group.sum_of([loss.item() for loss in losses])
 
     def _logits(self, images: Tensor, arch: Architecture, index: int, regularized: bool) -> Tensor:
-        device = self._group.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
-            features = self._network.features(images, arch, self._execution).float()
+        features = self._network.features(images, arch, self._execution)
         rate = self._config.dropout
         if regularized and rate > 0.0:
             rng = generator(self._config, Purpose.DROPOUT, self.step * 1000 + index)
             shape = (self._config.batch_size, features.shape[1])
             keep = (rng.random(shape, dtype=np.float32) >= rate)[self._group.share]
-            features = features * torch.from_numpy(keep).to(device) / (1.0 - rate)
+            features = features * torch.from_numpy(keep).to(features.device) / (1.0 - rate)
         return self._network.classify(features)
 
     def _averaged(self) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from bignas.device_db.workload import Activation, Operator
 from bignas.supernet.calibrate import calibrate
 from bignas.supernet.data import ImageData
-from bignas.supernet.fused import FusedExecution, training_execution
+from bignas.supernet.fused import FusedExecution
 from bignas.supernet.fused_inference import inference_execution
 from bignas.supernet.fused_kernels import KINDS, load_fused_kernels
 from bignas.supernet.layer import Layer
@@ -26,6 +26,7 @@ from bignas.supernet.layers import (
     activate,
 )
 from bignas.supernet.network import Supernet
+from bignas.supernet.precision import training_execution
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.stage import Block
 from bignas.supernet.train import TrainConfig, train
@@ -189,7 +190,7 @@ def chain_of(
 
 @given(
     st.sampled_from([(24, 72, 24), (16, 16, 16), (40, 40, 33), (20, 64, 130)]),
-    st.integers(2, 9), st.integers(6, 9), st.sampled_from([3, 5]), st.sampled_from([1, 2]),
+    st.integers(3, 9), st.integers(6, 9), st.sampled_from([3, 5]), st.sampled_from([1, 2]),
     st.sampled_from([*KINDS]), st.sampled_from(Block),
     st.booleans(), st.integers(0, 99),
 )  # fmt: skip
@@ -317,7 +318,7 @@ def test_whole_children(which: str, request: pytest.FixtureRequest) -> None:
 
 
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("fused", "fused_inference", "calibrate"):
+    for module in ("precision", "fused_inference", "calibrate"):
         monkeypatch.setattr(f"bignas.supernet.{module}.load_fused_kernels", lambda: None)
     assert type(training_execution()) is BatchExecution
     assert type(inference_execution({})) is FixedExecution
