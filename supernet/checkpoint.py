@@ -1,8 +1,9 @@
 """Trained supernets on disk: one safetensors file with the weights and all that explains them.
 
-Format 1: tensors by the names of `Supernet.state_dict`, float32; the header's metadata has one key,
-"bignas", whose text is a JSON object (one key, because the order of several is not reproducible).
-Equal checkpoints have equal bytes. Nothing is ever unpickled.
+Format 1: tensors by the names of `Supernet.state_dict`, float32, or float16 where a small file
+matters more than their last digits; they are float32 once they are read. The header's metadata has
+one key, "bignas", whose text is a JSON object (one key, because the order of several is not
+reproducible). Equal checkpoints have equal bytes. Nothing is ever unpickled.
 """
 
 import dataclasses
@@ -43,6 +44,7 @@ _FORMAT = 1
 _KIND = "supernet"
 _HEADER = "bignas"
 _SUFFIX = ".safetensors"
+_STORED = (torch.float32, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,11 @@ class Checkpoint:
             )
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write atomically; OutputError when the file cannot be written."""
+def save_checkpoint(path: Path, checkpoint: Checkpoint, *, halved: bool = False) -> None:
+    """Write atomically; OutputError when the file cannot be written.
+
+    `halved` rounds the weights to float16, half the size; CheckpointError when one is too large.
+    """
     description = {
         "space": checkpoint.space.to_dict(),
         "mean": list(checkpoint.mean),
@@ -142,7 +147,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     }
     if checkpoint.start is not None:
         description["start"] = checkpoint.start.to_dict()
-    write_tensors(path, _KIND, checkpoint.weights, description)
+    weights = checkpoint.weights
+    if halved:
+        weights = {name: tensor.half() for name, tensor in weights.items()}
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+            raise CheckpointError(f"{path}: there are weights that are too large for float16")
+    write_tensors(path, _KIND, weights, description)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -201,17 +211,18 @@ def shipped_folder() -> Traversable:
 def write_tensors(
     path: Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]
 ) -> None:
-    """Write float32 tensors and a JSON description atomically; OutputError when that fails."""
+    """Write tensors and a JSON description atomically; OutputError when that fails."""
     header = {"kind": kind, "format": _FORMAT, **description}
-    plain = {
-        name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()
-    }
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     metadata = {_HEADER: json.dumps(header, sort_keys=True)}
     write_atomically(path, safetensors.torch.save(plain, metadata))
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote as that kind; CheckpointError when it is anything else."""
+    """Read what `write_tensors` wrote as that kind, as float32.
+
+    Raises CheckpointError when it is anything else.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -231,9 +242,9 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         raise CheckpointError(
             f"{path} has format {version}, this version of bignas reads format {_FORMAT}"
         )
-    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
-        raise CheckpointError(f"{path} holds weights that are not float32")
-    return tensors, description
+    if any(tensor.dtype not in _STORED for tensor in tensors.values()):
+        raise CheckpointError(f"{path} holds weights that are neither float32 nor float16")
+    return {name: tensor.float() for name, tensor in tensors.items()}, description
 
 
 def _known() -> str:

@@ -51,6 +51,31 @@ def test_round_trip(checkpoint: Checkpoint, out: Path) -> None:
     assert out.read_bytes() == first
 
 
+def test_halved_weights_are_rounded_once(checkpoint: Checkpoint, out: Path) -> None:
+    save_checkpoint(out, checkpoint)
+    whole = out.stat().st_size
+    save_checkpoint(out, checkpoint, halved=True)
+    first = out.read_bytes()
+    assert len(first) < 0.75 * whole  # descriptions are not halved
+    again = read_checkpoint(out)
+    assert again.digest != checkpoint.digest
+    for name, value in again.weights.items():
+        assert value.dtype is torch.float32
+        assert torch.equal(value, checkpoint.weights[name].half().float())
+    save_checkpoint(out, again, halved=True)
+    assert out.read_bytes() == first
+    save_checkpoint(out, again)
+    assert read_checkpoint(out).digest == again.digest
+
+
+def test_weights_beyond_float16_are_not_halved(checkpoint: Checkpoint, out: Path) -> None:
+    name = next(iter(checkpoint.weights))
+    weights = {**checkpoint.weights, name: torch.full_like(checkpoint.weights[name], 1e5)}
+    with pytest.raises(CheckpointError, match="too large for float16"):
+        save_checkpoint(out, dataclasses.replace(checkpoint, weights=weights), halved=True)
+    assert not out.exists()
+
+
 def test_what_is_no_checkpoint(checkpoint: Checkpoint, out: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         load_checkpoint(out)
