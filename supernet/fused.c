@@ -2,7 +2,8 @@
  * norm with residual sum and activation in one go, and what the files share that are compiled
  * together with it, fused_pointwise.c, fused_depthwise.c and fused_dense.c.
  *
- * Tensors are float32, channels last; those of this file may be bfloat16. Work is cut into pieces of fixed extent whose partial sums are
+ * Tensors are float32, channels last. Batch norms alone and depthwise convolutions alone also take
+ * images and gradients of bfloat16. Work is cut into pieces of fixed extent whose partial sums are
  * added in a fixed order, so that results do not depend on the number of threads.
  */
 
@@ -65,6 +66,17 @@ INLINE void write_at(void *to, int64_t i, float value, storage stored) {
         uint32_t bits;
         memcpy(&bits, &value, sizeof bits);
         ((uint16_t *)to)[i] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
+/* As write_at, of a whole slice. */
+INLINE void write_slice(void *to, int64_t i, vector slice, storage stored) {
+    if (stored == FLOAT32) {
+        *(vector *)((float *)to + i) = slice;
+    } else {
+        words bits = (words)slice;
+        bits = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+        *(halves *)((uint16_t *)to + i) = __builtin_convertvector(bits, halves);
     }
 }
 

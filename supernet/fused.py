@@ -36,10 +36,15 @@ class FusedExecution(BatchExecution):
 
     def convolve(self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve, by the C library where it covers that."""
-        if bias is None and is_covered(layer) and is_plain(x):
+        fit = is_plain(x) or (self.takes_halves(layer) and is_normalizable(x))
+        if bias is None and is_covered(layer) and fit:
             y: Tensor = _Convolution.apply(x, weight, layer, self._kernels)  # type: ignore[no-untyped-call]
             return y
         return super().convolve(layer, x, weight, bias)
+
+    def takes_halves(self, layer: Layer) -> bool:
+        """Whether it convolves bfloat16 images with float32 weights."""
+        return layer.operator is Operator.DEPTHWISE and is_covered(layer)
 
     def finish(
         self, layer: Layer, y: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None
@@ -84,7 +89,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dy = gradients[0].contiguous(memory_format=torch.channels_last)
+        dy = gradients[0].to(x.dtype).contiguous(memory_format=torch.channels_last)
         found = ctx.kernels.convolve_backward(
             ctx.layer, Linked(dy, dy), Normalized(x), weight, of_input=ctx.needs_input_grad[0]
         )

@@ -35,29 +35,35 @@ INLINE void activated_line(const float *x, vector *z, const float *norm, int64_t
 }
 
 /* One slice of an image, or of what a norm [4, channels] makes of it, with a border of zeros. */
-static void bordered(const float *image, const float *norm, int64_t kind, vector *to, int64_t height,
-                     int64_t width, int64_t channels, int64_t pad) {
+static void bordered(const void *image, int64_t stored, const float *norm, int64_t kind, vector *to,
+                     int64_t height, int64_t width, int64_t channels, int64_t pad) {
     int64_t row = width + 2 * pad;
     clear_border(to, height, width, pad);
-    for (int64_t y = 0; y < height; y++, image += width * channels) {
+    for (int64_t y = 0; y < height; y++) {
         vector *line = to + (y + pad) * row + pad;
+        int64_t at = y * width * channels;
         if (!norm) {
-            for (int64_t x = 0; x < width; x++) line[x] = load(image + x * channels);
+#define STORED(S, _) \
+    for (int64_t x = 0; x < width; x++) line[x] = slice_at(image, at + x * channels, S)
+            BY_STORAGE();
+#undef STORED
             continue;
         }
-#define CALL(K) activated_line(image, line, norm, width, channels, K)
+#define CALL(K) activated_line((const float *)image + at, line, norm, width, channels, K)
         BY_KIND(CALL)
 #undef CALL
     }
 }
 
 /* One slice of the gradient of y, or of what its link [4, channels] makes of g, likewise. */
-static void bordered_gradient(const float *dy, const float *y, const float *link, vector *to,
-                              int64_t height, int64_t width, int64_t channels, int64_t pad) {
+static void bordered_gradient(const void *above, int64_t stored, const float *y, const float *link,
+                              vector *to, int64_t height, int64_t width, int64_t channels,
+                              int64_t pad) {
     if (!link) {
-        bordered(dy, 0, IDENTITY, to, height, width, channels, pad);
+        bordered(above, stored, 0, IDENTITY, to, height, width, channels, pad);
         return;
     }
+    const float *dy = above;
     vector factor = load(link + LINK_FACTOR * channels), mean = load(link + LINK_MEAN * channels);
     vector across = load(link + LINK_ACROSS * channels);
     vector constant = load(link + LINK_CONSTANT * channels) - across * mean;
@@ -122,10 +128,13 @@ static void shifted_slice(float *slice, int64_t pitch, int64_t count, vector shi
 #undef CALL
 }
 
-/* Ask for one of `slices` shares of an image of so many floats, which will be needed soon. */
-INLINE void expect(const float *image, int64_t floats, int64_t slice, int64_t slices) {
-    int64_t begin = floats * slice / slices, end = floats * (slice + 1) / slices;
-    for (int64_t at = begin; at < end; at += 16) __builtin_prefetch(image + at, 0, 2);
+/* Ask for one of `slices` shares of image n of so many values, which will be needed soon. */
+INLINE void expect(const void *images, int64_t n, int64_t values, int64_t slice, int64_t slices,
+                   int64_t stored) {
+    int64_t size = stored == FLOAT32 ? 4 : 2;
+    int64_t begin = values * slice / slices * size, end = values * (slice + 1) / slices * size;
+    const char *image = (const char *)images + n * values * size;
+    for (int64_t at = begin; at < end; at += 64) __builtin_prefetch(image + at, 0, 2);
 }
 
 /* `rows` lines of sums [rows * k] += the gradient of those lines of the kernel; x begins there. */
@@ -253,18 +262,19 @@ static void packed(const float *taps, vector *to, int64_t channels, int64_t wind
 /* y [images, out_height, out_width, channels] = the convolution with taps [k * k, channels] of x
  * [images, height, width, channels], or of what x_norm and kind make of it: kernel k = 3 or 5,
  * stride 1 or 2, padding k / 2. With y_norm [4, channels] its norm is computed from scale and shift;
- * with shift alone y is activated, by y_kind, after shift is added. Returns 0, or 1 when there is no
- * memory. */
-int depthwise(const float *x, const float *x_norm, int64_t kind, const float *taps, float *y,
-              float *y_norm, const float *scale, const float *shift, double epsilon, int64_t y_kind,
-              const geometry *g, int64_t k, int64_t stride, int64_t threads) {
+ * with shift alone y is activated, by y_kind, after shift is added. Without norms and shift x and y
+ * may be bfloat16. Returns 0, or 1 when there is no memory. */
+int depthwise(const void *x, int64_t stored, const float *x_norm, int64_t kind, const float *taps,
+              void *y, float *y_norm, const float *scale, const float *shift, double epsilon,
+              int64_t y_kind, const geometry *g, int64_t k, int64_t stride, int64_t threads) {
     int64_t channels = g->channels, slices = slices_of(channels), window = k * k, counts[PARTS];
     int64_t area = (g->height + 2 * (k / 2)) * (g->width + 2 * (k / 2));
     int64_t out_area = g->out_height * g->out_width, lanes = slices * LANES;
     int64_t size_of_x = g->height * g->width * channels;
     vector *all = 0;
     double *totals = calloc(PARTS * 2 * lanes, sizeof *totals);
-    int64_t size = slices * window + PARTS * area + slices; /* the last for moments of all lanes */
+    int64_t part_size = area + (stored == BFLOAT16 ? out_area : 0); /* the latter to be rounded */
+    int64_t size = slices * window + PARTS * part_size + slices; /* the last for moments of all lanes */
     if (!totals || posix_memalign((void **)&all, 64, (size + slices) * sizeof *all)) {
         free(totals);
         return 1;
@@ -272,20 +282,25 @@ int depthwise(const float *x, const float *x_norm, int64_t kind, const float *ta
     packed(taps, all, channels, window, 0);
     PARALLEL
     for (int part = 0; part < PARTS; part++) {
-        vector *border = all + slices * window + part * area;
+        vector *border = all + slices * window + part * part_size, *exact = border + area;
         int64_t begin = g->images * part / PARTS, end = g->images * (part + 1) / PARTS;
         counts[part] = (end - begin) * out_area;
         for (int64_t n = begin; n < end; n++)
             for (int64_t s = 0; s < slices; s++) {
                 int64_t c = first_channel(s, channels);
-                float *to = y + n * out_area * channels + c;
-                if (n + 1 < end) expect(x + (n + 1) * size_of_x, size_of_x, s, slices);
-                bordered(x + n * size_of_x + c, x_norm ? x_norm + c : 0, kind, border, g->height,
-                         g->width, channels, k / 2);
+                int64_t out_at = n * out_area * channels + c;
+                float *to = stored == FLOAT32 ? (float *)y + out_at : (float *)exact;
+                int64_t pixel = stored == FLOAT32 ? channels : LANES;
+                if (n + 1 < end) expect(x, n + 1, size_of_x, s, slices, stored);
+                bordered(from_at(x, n * size_of_x + c, (storage)stored), stored, x_norm ? x_norm + c : 0,
+                         kind, border, g->height, g->width, channels, k / 2);
 #define CALL(K, S) \
-    convolve_##K##_##S(to, border, all + s * window, g->out_height, g->out_width, g->width, channels)
+    convolve_##K##_##S(to, border, all + s * window, g->out_height, g->out_width, g->width, pixel)
                 BY_WINDOW(CALL);
 #undef CALL
+                if (stored == BFLOAT16)
+                    for (int64_t i = 0; i < out_area; i++)
+                        write_slice(y, out_at + i * channels, exact[i], BFLOAT16);
                 if (shift && !y_norm) shifted_slice(to, channels, out_area, load(shift + c), y_kind);
                 if (!y_norm) continue;
                 double *mean = totals + part * 2 * lanes + s * LANES;
@@ -327,11 +342,11 @@ INLINE const vector *slice_gradients(const vector *x, const vector *dy, vector *
 
 /* Gradients of that convolution from the gradient of y: dy, or g and y with their link: dtaps [k * k,
  * channels]; and without x_norm dx, or with it, as dx, the g of x, its link [4, channels], dscale
- * and dshift [channels]. */
-int depthwise_backward(const float *dy, const float *y, const float *y_link, const float *x,
-                       const float *x_norm, int64_t kind, const float *taps, float *dx, float *dtaps,
-                       float *x_link, float *dscale, float *dshift, const geometry *g, int64_t k,
-                       int64_t stride, int64_t threads) {
+ * and dshift [channels]. Without link and norm dy, x and dx may be bfloat16. */
+int depthwise_backward(const void *dy, int64_t stored, const float *y, const float *y_link,
+                       const void *x, const float *x_norm, int64_t kind, const float *taps, void *dx,
+                       float *dtaps, float *x_link, float *dscale, float *dshift, const geometry *g,
+                       int64_t k, int64_t stride, int64_t threads) {
     int64_t channels = g->channels, slices = slices_of(channels), window = k * k, pad = k / 2;
     int64_t area = (g->height + 2 * pad) * (g->width + 2 * pad), lanes = slices * LANES;
     int64_t size_of_x = g->height * g->width * channels;
@@ -356,14 +371,16 @@ int depthwise_backward(const float *dy, const float *y, const float *y_link, con
                 int64_t c = first_channel(s, channels), row;
                 int64_t at = n * size_of_x + c, out_at = n * size_of_y + c;
                 if (n + 1 < end) {
-                    expect(x + (n + 1) * size_of_x, size_of_x, s, slices);
-                    expect(dy + (n + 1) * size_of_y, size_of_y, s, slices);
-                    if (y_link) expect(y + (n + 1) * size_of_y, size_of_y, s, slices);
+                    expect(x, n + 1, size_of_x, s, slices, stored);
+                    expect(dy, n + 1, size_of_y, s, slices, stored);
+                    if (y_link) expect(y, n + 1, size_of_y, s, slices, stored);
                 }
                 const float *norm = x_norm ? x_norm + c : 0;
-                bordered(x + at, norm, kind, border, g->height, g->width, channels, pad);
-                bordered_gradient(dy + out_at, y + out_at, y_link ? y_link + c : 0, above,
-                                  g->out_height, g->out_width, channels, pad);
+                bordered(from_at(x, at, (storage)stored), stored, norm, kind, border, g->height, g->width,
+                         channels, pad);
+                bordered_gradient(from_at(dy, out_at, (storage)stored), stored, y + out_at,
+                                  y_link ? y_link + c : 0, above, g->out_height, g->out_width, channels,
+                                  pad);
                 const vector *found, *weight = all + s * window;
 #define CALL(K, S) \
     found = slice_gradients(border, above, below, weight, sums + s * window, g, K, S, &row)
@@ -373,13 +390,16 @@ int depthwise_backward(const float *dy, const float *y, const float *y_link, con
                 for (int64_t line = 0; line < g->height; line++) {
                     const vector *from = found + line * row;
                     int64_t line_at = at + line * g->width * channels;
-                    float *to = dx + line_at;
                     if (!norm) {
-                        for (int64_t i = 0; i < g->width; i++)
-                            *(vector *)(to + i * channels) = from[i];
+#define STORED(S, _) \
+    for (int64_t i = 0; i < g->width; i++) write_slice(dx, line_at + i * channels, from[i], S)
+                        BY_STORAGE();
+#undef STORED
                         continue;
                     }
-#define CALL(K) sloped_line(x + line_at, from, to, norm, added, g->width, channels, K)
+                    const float *seen = (const float *)x + line_at;
+                    float *to = (float *)dx + line_at;
+#define CALL(K) sloped_line(seen, from, to, norm, added, g->width, channels, K)
                     BY_KIND(CALL)
 #undef CALL
                 }

@@ -62,7 +62,7 @@ KINDS: Mapping[Activation, int] = MappingProxyType(
 """Activations that the library has, as in fused.c."""
 
 _STORAGE: Mapping[torch.dtype, int] = MappingProxyType({torch.float32: 0, torch.bfloat16: 1})
-"""Types of activations that batch norms take, as in fused.c."""
+"""Types of images, as in fused.c."""
 
 
 class _Geometry(ctypes.Structure):
@@ -107,8 +107,8 @@ class Gradients(NamedTuple):
 class FusedKernels:
     """The functions of `fused*.c` on float32 tensors that are dense in channels-last order.
 
-    Those of batch norms alone (`moments`, `normalize`, `normalize_backward`) take activations of
-    bfloat16 too; whatever has one value a channel is float32.
+    Those of batch norms alone (`moments`, `normalize`, `normalize_backward`), and of depthwise
+    convolutions without norms, take images of bfloat16 too; whatever else they take is float32.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -186,7 +186,8 @@ class FusedKernels:
             self._call("dense", *x, _windows(weight), *outcome, *windows)
         else:
             window = (_geometry(x.y, y), layer.kernel, layer.stride)
-            self._call("depthwise", *x, _taps(weight), y, *vectors, EPSILON, kind, *window)
+            images = (x.y, _STORAGE[x.y.dtype], x.norm, x.kind)
+            self._call("depthwise", *images, _taps(weight), y, *vectors, EPSILON, kind, *window)
 
     def convolve_backward(
         self,
@@ -224,8 +225,8 @@ class FusedKernels:
             taps = _taps(weight)
             dtaps = torch.empty_like(taps)
             self._call(
-                "depthwise_backward", *dy, *x, taps, dx, dtaps, *norm, _geometry(x.y, dy.g),
-                layer.kernel, layer.stride,
+                "depthwise_backward", dy.g, _STORAGE[dy.g.dtype], dy.y, dy.link, *x, taps, dx,
+                dtaps, *norm, _geometry(x.y, dy.g), layer.kernel, layer.stride,
             )  # fmt: skip
             dweight = dtaps.permute(3, 2, 0, 1)
         linked = None if dx is None else Linked(dx, x.y, norm[0])
@@ -305,7 +306,7 @@ def _output(layer: Layer, x: Tensor) -> Tensor:
     images, _, *sides = x.shape
     kept = [(one + 2 * layer.padding - layer.kernel) // layer.stride + 1 for one in sides]
     shape = (images, layer.out_channels, *kept)
-    return torch.empty(shape, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
 
 
 def _geometry(x: Tensor, y: Tensor) -> _Geometry:

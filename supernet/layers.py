@@ -85,6 +85,11 @@ class Execution(ABC):
 class BatchExecution(Execution):
     """Batch norms use the statistics of the batch, as in training."""
 
+    def takes_halves(self, layer: Layer) -> bool:
+        """Whether it convolves bfloat16 images with float32 weights; torch does not."""
+        del layer
+        return False
+
     def normalize(self, name: str, y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Normalise by the moments of y."""
         del name

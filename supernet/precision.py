@@ -34,9 +34,10 @@ class MixedExecution(BatchExecution):
         self._single = single
 
     def convolve(self, layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve in bfloat16, on a CPU depthwise in float32; the output is bfloat16."""
+        """Convolve; products are of bfloat16 unless depthwise on a CPU, the output is bfloat16."""
         if layer.operator is Operator.DEPTHWISE and x.device.type == "cpu":
-            return self._single.convolve(layer, x.float(), weight, bias).bfloat16()
+            kind = torch.bfloat16 if self._single.takes_halves(layer) else torch.float32
+            return self._single.convolve(layer, x.to(kind), weight, bias).bfloat16()
         rounded = None if bias is None else bias.bfloat16()
         if layer.operator is Operator.POINTWISE and layer.stride == 1:
             rows = x.bfloat16().permute(0, 2, 3, 1)  # a view of channels-last images

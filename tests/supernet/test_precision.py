@@ -14,7 +14,13 @@ from bignas.device_db.errors import InputError
 from bignas.device_db.probe import probe_local
 from bignas.device_db.workload import Activation, Operator
 from bignas.supernet.data import ImageData
-from bignas.supernet.fused_kernels import KINDS, FusedKernels, load_fused_kernels
+from bignas.supernet.fused_kernels import (
+    KINDS,
+    FusedKernels,
+    Linked,
+    Normalized,
+    load_fused_kernels,
+)
 from bignas.supernet.layer import Layer
 from bignas.supernet.network import Supernet
 from bignas.supernet.precision import is_mixed, training_execution
@@ -74,6 +80,32 @@ def test_batch_norms_compute_in_float32(
     assert torch.allclose(dy.float(), exact, rtol=ULP, atol=1e-5)
     for found, expected in zip(sums, exact_sums, strict=True):
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@given(
+    st.sampled_from([16, 24, 40, 130]), st.integers(1, 9), st.integers(1, 4),
+    st.sampled_from([3, 5]), st.sampled_from([1, 2]), st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=40, deadline=None)
+def test_depthwise_convolutions_compute_in_float32(
+    channels: int, side: int, count: int, kernel: int, stride: int, seed: int
+) -> None:
+    layer = Layer(
+        "d", Operator.DEPTHWISE, side, side, channels, channels, kernel, stride, kernel // 2
+    )
+    x = rounded(count, channels, side, seed)
+    weight = torch.randn(channels, 1, kernel, kernel, generator=torch.Generator().manual_seed(1))
+    y = kernels().convolve(layer, Normalized(x), weight)
+    exact = kernels().convolve(layer, Normalized(x.float()), weight)
+    assert torch.equal(y, exact.bfloat16())
+    dy = rounded(count, channels, y.shape[2], seed + 1)
+    found = kernels().convolve_backward(layer, Linked(dy, dy), Normalized(x), weight)
+    single = (Linked(dy.float(), dy.float()), Normalized(x.float()))
+    expected = kernels().convolve_backward(layer, *single, weight)
+    assert found.of_input is not None
+    assert expected.of_input is not None
+    assert torch.equal(found.of_input.g, expected.of_input.g.bfloat16())
+    assert torch.equal(found.weight, expected.weight)
 
 
 @pytest.mark.parametrize("has_compiler", [True, False])
