@@ -20,7 +20,7 @@ from bignas.supernet.data import ImageData, load_data, preprocess
 from bignas.supernet.evaluate import evaluate_architectures
 from bignas.supernet.monitor import DivergenceDetector
 from bignas.supernet.network import Supernet
-from bignas.supernet.recipe import draw_architectures, draw_batch, learning_rate
+from bignas.supernet.recipe import Precision, draw_architectures, draw_batch, learning_rate
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 from bignas.supernet.stage import StageSpace
@@ -460,6 +460,7 @@ def test_gradients_add_up(tiny_space: SearchSpace, toy_data: ImageData, out: Pat
         sandwich=False,
         distillation=False,
         regularize=Regularize.ALL,
+        precision=Precision.FLOAT32,
     )
     run = _Run(tiny_space.with_classes(3), toy_data, out, config)
     losses = run._backward()
