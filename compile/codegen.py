@@ -18,7 +18,7 @@ import tvm
 from tvm import tirx
 
 from bignas.compile.kernel_identity import symbol_of
-from bignas.compile.kernels import bottleneck, channelwise, pointwise, pooling, spatial
+from bignas.compile.kernels import bottleneck, channelwise, pointwise, pooling, spatial, winograd
 from bignas.compile.machine_code import machine_code
 from bignas.compile.schedule import Schedule
 from bignas.device_db.errors import ModelError, TargetError
@@ -29,9 +29,15 @@ __all__ = ["build_object"]
 
 Emit = Callable[[str, Workload, Schedule, int], Any]
 
+
+def _emit_conv(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:
+    emit = winograd.emit if schedule.winograd_side else spatial.emit_conv
+    return emit(name, workload, schedule, lanes)
+
+
 EMITTERS: Mapping[Operator, Emit] = {
     Operator.POINTWISE: pointwise.emit,
-    Operator.CONV: spatial.emit_conv,
+    Operator.CONV: _emit_conv,
     Operator.DEPTHWISE: spatial.emit_depthwise,
     Operator.MAX_POOL: pooling.emit_max_pool,
     Operator.AVERAGE_POOL: pooling.emit_average_pool,

@@ -15,7 +15,7 @@ __all__ = ["code_hash", "compiler_version", "fallback_hash", "symbol_of"]
 
 _COMPILER = "apache-tvm"
 _MACHINE_CODE = "machine_code.py"
-_GENERATORS = ("codegen.py", "inverted_bottleneck.py", _MACHINE_CODE, "schedule.py")
+_GENERATORS = ("codegen.py", "inverted_bottleneck.py", _MACHINE_CODE, "schedule.py", "winograd.py")
 """Files that decide about kernels, besides those in the folder of their loop nests."""
 _FALLBACK_GENERATORS = ("fallback_object.py", _MACHINE_CODE)
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from bignas.compile.inverted_bottleneck import parts_of, schedules_of_parts
 from bignas.compile.schedule import Schedule, column_groups
+from bignas.compile.winograd import transform_weights, transformed_count
 from bignas.device_db.workload import Operator, Workload
 
-__all__ = ["pack_weights"]
+__all__ = ["pack_weights", "packed_count"]
 
 
 def pack_weights(
@@ -28,6 +29,13 @@ def pack_weights(
     return np.ascontiguousarray(pack(workload, schedule, lanes, weights), np.float32)
 
 
+def packed_count(workload: Workload, schedule: Schedule) -> int:
+    """Return the number of values that `pack_weights` returns."""
+    if schedule.winograd_side:
+        return transformed_count(workload, schedule.winograd_side)
+    return workload.weight_count
+
+
 def _pack_pointwise(
     workload: Workload, schedule: Schedule, lanes: int, weights: np.ndarray
 ) -> np.ndarray:
@@ -40,8 +48,19 @@ def _pack_pointwise(
 def _pack_conv(
     workload: Workload, schedule: Schedule, lanes: int, weights: np.ndarray
 ) -> np.ndarray:
-    """Pack weights [out, in, k, k] as [group][window row][in][window column][channel], flat."""
+    """Pack weights [out, in, k, k] as [group][window row][in][window column][channel], flat.
+
+    Transformed ones as [group][position of the patch][in][channel].
+    """
     groups = column_groups(workload.out_channels, lanes, schedule.vectors)
+    if schedule.winograd_side:
+        patches = transform_weights(weights, schedule.winograd_side)
+        return np.concatenate(
+            [
+                patches[start : start + width].transpose(2, 3, 1, 0).ravel()
+                for start, width in groups
+            ]
+        )
     return np.concatenate(
         [weights[start : start + width].transpose(2, 1, 3, 0).ravel() for start, width in groups]
     )

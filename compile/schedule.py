@@ -9,14 +9,32 @@ import json
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
+from bignas.compile.winograd import (
+    MOST_STACK_BYTES,
+    SIDES,
+    chunks_of,
+    positions_of,
+    stack_bytes,
+    suits,
+)
 from bignas.device_db.errors import InputError
 from bignas.device_db.target import Target
-from bignas.device_db.workload import Operator, Workload
+from bignas.device_db.workload import BYTES_PER_VALUE, Operator, Workload
 
-__all__ = ["Schedule", "Split", "candidates", "column_groups", "task_count", "vector_chunks"]
+__all__ = [
+    "Schedule",
+    "Split",
+    "candidates",
+    "column_groups",
+    "task_count",
+    "vector_chunks",
+]
 
 MAX_CANDIDATES = 6
 MAX_TILE = 16
+NEAR_BYTES = 1024 * 1024  # of weights that lie in a core's own cache
+NEAR_SLOTS = 2.0  # issue slots that a vector of them takes to arrive
+FAR_SLOTS = 12.0  # and from further away
 _ALWAYS_WRITTEN = {"tile", "vectors", "unroll"}
 ALIKE = 0.05  # shares of threads that differ by less count as equal
 
@@ -36,7 +54,8 @@ class Schedule:
     `tile` positions (pixels) by `vectors` channel vectors are accumulated in registers at once; the
     reduction loop is unrolled `unroll` times. In an inverted bottleneck these are the tile of the
     expansion; `project_tile` and `project_vectors` are that of the projection, and `window_tile`
-    that of the depthwise convolution, in pixels.
+    that of the depthwise convolution, in pixels. With a `winograd_side` a convolution is computed by
+    Winograd's algorithm, `tile` squares of outputs of that side at once.
     """
 
     tile: int = 1
@@ -46,10 +65,12 @@ class Schedule:
     window_tile: int = 0
     project_tile: int = 0
     project_vectors: int = 0
+    winograd_side: int = 0
 
     def __post_init__(self) -> None:
         inside = (self.window_tile, self.project_tile, self.project_vectors)
-        if min(self.tile, self.vectors, self.unroll) < 1 or min(inside) < 0:
+        unknown = self.winograd_side not in (0, *SIDES)
+        if min(self.tile, self.vectors, self.unroll) < 1 or min(inside) < 0 or unknown:
             raise InputError(f"a schedule needs positive factors, not {self}")
 
     def to_text(self) -> str:
@@ -98,13 +119,11 @@ def candidates(workload: Workload, target: Target, threads: int = 1) -> tuple[Sc
     """Return the schedules worth measuring, the best guess first."""
     lanes, registers = target.vector_lanes, target.vector_registers
     match workload.operator:
-        case Operator.POINTWISE | Operator.CONV:
-            pixels = (
-                workload.height * workload.width
-                if workload.operator is Operator.POINTWISE
-                else workload.out_width
-            )
+        case Operator.POINTWISE:
+            pixels = workload.height * workload.width
             tiles = _register_tiles(pixels, workload.out_channels, lanes, registers)
+        case Operator.CONV:
+            tiles = _conv_tiles(workload, lanes, registers)
         case Operator.DEPTHWISE:
             tiles = _depthwise_tiles(workload, lanes, registers)
         case Operator.MAX_POOL | Operator.AVERAGE_POOL:
@@ -132,6 +151,8 @@ def task_count(workload: Workload, schedule: Schedule, lanes: int) -> int:
             return len(column_groups(workload.out_channels, lanes, schedule.vectors))
         case Split.PIXELS if workload.operator in (Operator.POINTWISE, Operator.SCALE):
             return -(-workload.height * workload.width // schedule.tile)
+        case Split.PIXELS if schedule.winograd_side:
+            return chunks_of(workload, schedule.winograd_side, schedule.tile).count
         case Split.PIXELS:
             return workload.out_height
 
@@ -179,6 +200,64 @@ def _bottleneck_tiles(workload: Workload, lanes: int, registers: int) -> tuple[S
         )
         for project in dict.fromkeys((narrow, ranked[0]))
     )
+
+
+def _conv_tiles(workload: Workload, lanes: int, registers: int) -> tuple[Schedule, ...]:
+    """Tiles of a dense convolution: window by window, and by Winograd's algorithm where that suits.
+
+    They are ranked by issue slots and by the time that weights take to arrive, which each chunk
+    of tiles reads anew; the best of each kind are kept, as the model knows no caches but two.
+    """
+    direct = _register_tiles(workload.out_width, workload.out_channels, lanes, registers)
+    kinds = [_winograd_tiles(workload, side, lanes, registers)[:2] for side in SIDES]
+    if not any(kinds):
+        return direct
+    kept = [
+        *direct[: MAX_CANDIDATES - sum(map(len, kinds))],
+        *(one for kind in kinds for one in kind),
+    ]
+    return tuple(sorted(kept, key=lambda one: _conv_cost(workload, one, lanes)))
+
+
+def _winograd_tiles(
+    workload: Workload, side: int, lanes: int, registers: int
+) -> tuple[Schedule, ...]:
+    """Tiles by Winograd's algorithm: matrix products of squares of outputs by channels."""
+    if not suits(workload, side):
+        return ()
+    accumulators = registers * 2 // 3
+    column_vectors = len(vector_chunks(workload.out_channels, lanes))
+    families: list[Schedule] = []
+    for vectors in range(1, min(4, column_vectors) + 1):
+        tiles = range(2, min(accumulators // vectors, MAX_TILE) + 1)
+        fitting = [
+            Schedule(tile, vectors, winograd_side=side)
+            for tile in tiles
+            if chunks_of(workload, side, tile).tiles <= tile
+            and stack_bytes(workload, side, tile, vectors * lanes) <= MOST_STACK_BYTES
+        ]
+        if fitting:
+            families.append(min(fitting, key=lambda one: _conv_cost(workload, one, lanes)))
+    return tuple(sorted(families, key=lambda one: _conv_cost(workload, one, lanes)))
+
+
+def _conv_cost(workload: Workload, schedule: Schedule, lanes: int) -> float:
+    """Estimate the issue slots of a dense convolution for each of its input channels."""
+    column_vectors = len(vector_chunks(workload.out_channels, lanes))
+    side, vectors = schedule.winograd_side, schedule.vectors
+    if not side:
+        products, passes = workload.kernel**2, 1
+        slots = workload.out_height * _issue_slots(
+            workload.out_width, schedule.tile, column_vectors, vectors
+        )
+    else:
+        chunks = chunks_of(workload, side, schedule.tile)
+        products, passes = positions_of(side), chunks.count * len(chunks.pieces)
+        tiles = -(-workload.out_height // side) * -(-workload.out_width // side)
+        slots = _issue_slots(tiles, chunks.tiles, column_vectors, vectors)
+    size = products * workload.in_channels * workload.out_channels * BYTES_PER_VALUE
+    arrival = NEAR_SLOTS if size <= NEAR_BYTES else FAR_SLOTS
+    return products * (slots + passes * column_vectors * arrival)
 
 
 def _narrow_tile(pixels: int, registers: int) -> int:

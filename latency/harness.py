@@ -10,7 +10,7 @@ from bignas.compile.network import THREADS_OF_LIBRARY, runtime_files
 from bignas.compile.toolchain import link_program
 from bignas.device_db.files import cache_folder, write_atomically
 from bignas.device_db.target import Target
-from bignas.device_db.workload import Operator, Workload
+from bignas.device_db.workload import Operator
 from bignas.latency.jobs import Job, KernelJob, NetworkJob, Settings
 from bignas.latency.sentinels import Sentinels
 
@@ -71,17 +71,18 @@ def _job_line(job: Job, library: str) -> str:
 
 
 def _kernel_words(job: KernelJob, library: str) -> str:
-    sizes = " ".join(str(size) for size in _sizes(job.workload))
+    sizes = " ".join(str(size) for size in _sizes(job))
     return f"{sizes} {job.tasks} {job.symbol} {library}"
 
 
-def _sizes(workload: Workload) -> tuple[int, ...]:
+def _sizes(job: KernelJob) -> tuple[int, ...]:
     """Return the floats behind each of a kernel's pointers, and those of a thread's scratch."""
+    workload = job.workload
     output = workload.out_height * workload.out_width * workload.out_channels
     needs_other = workload.residual or workload.operator is Operator.SCALE
     return (
         workload.height * workload.width * workload.in_channels,
-        workload.weight_count,
+        workload.weight_count if job.weight_count is None else job.weight_count,
         workload.bias_count,
         output if needs_other else 0,
         output,

@@ -26,12 +26,16 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class KernelJob:
-    """A kernel in a shared library, and into how many tasks it is divided among threads."""
+    """A kernel in a shared library, and into how many tasks it is divided among threads.
+
+    `weight_count` is that of its packed weights; None: as many as the workload has.
+    """
 
     library: Path
     symbol: str
     workload: Workload
     tasks: int = 1
+    weight_count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from bignas.compile.objects import (
     build_objects,
     exit_with_parent,
 )
+from bignas.compile.packing import packed_count
 from bignas.compile.schedule import Schedule, candidates, task_count
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.device import Device
@@ -123,7 +124,13 @@ class Tuner:
     ) -> tuple[list[Measurement], Report]:
         lanes = self.device.target.vector_lanes
         jobs = [
-            KernelJob(library, symbol_of(one, schedule), one, task_count(one, schedule, lanes))
+            KernelJob(
+                library,
+                symbol_of(one, schedule),
+                one,
+                task_count(one, schedule, lanes),
+                packed_count(one, schedule),
+            )
             for one, schedule in pairs
         ]
         device = self.device

@@ -27,6 +27,7 @@ __all__ = [
     "Tile",
     "activate",
     "build_function",
+    "constant",
     "loop",
     "output_store",
     "prefetch",
@@ -67,12 +68,20 @@ class Arguments:
         return loop(tirx.max(self.first, start), tirx.min(self.last, stop))
 
 
-def build_function(name: str, workload: Workload, body: Callable[[Arguments], None]) -> Any:
-    """Return the TIR function `name` whose statements `body` emits."""
+def build_function(
+    name: str,
+    workload: Workload,
+    body: Callable[[Arguments], None],
+    weight_count: int | None = None,
+) -> Any:
+    """Return the TIR function `name` whose statements `body` emits.
+
+    `weight_count` is that of the packed weights, where it is not the workload's.
+    """
     pixels_out = workload.out_height * workload.out_width
     sizes = {
         "input": workload.height * workload.width * workload.in_channels,
-        "weights": max(1, workload.weight_count),
+        "weights": max(1, weight_count or workload.weight_count),
         "bias": workload.bias_count,
         "other": max(workload.scratch_count, pixels_out * workload.out_channels),
         "output": pixels_out * workload.out_channels,
@@ -141,11 +150,16 @@ class Tile:
         """Replace the accumulator vector of one position."""
         write(self._values, row * self.width + offset, lanes, value)
 
-    def start(self, bias: Buffer, first_channel: Expr) -> None:
-        """Start every accumulator at the bias of its channel."""
+    def start(self, bias: Buffer | None, first_channel: Expr) -> None:
+        """Start every accumulator at the bias of its channel, or at zero."""
         for offset, lanes in self.chunks:
             for row in range(self.rows):
-                self.set(row, offset, lanes, read(bias, first_channel + offset, lanes))
+                value = (
+                    constant(0.0, lanes)
+                    if bias is None
+                    else read(bias, first_channel + offset, lanes)
+                )
+                self.set(row, offset, lanes, value)
 
     def finish(self, store: Callable[[int, int, int, Expr], None]) -> None:
         """Hand every accumulator to `store(row, offset, lanes, value)`."""

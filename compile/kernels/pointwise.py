@@ -70,7 +70,7 @@ class Product:
 
     source: Buffer
     weights: Buffer
-    bias: Buffer
+    bias: Buffer | None
     depth: int
     first_weight: Expr = 0
     first_bias: Expr = 0

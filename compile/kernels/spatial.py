@@ -65,7 +65,7 @@ def depthwise_window_row(state: "Window", source: Buffer, weights: Buffer, start
 
 
 def emit_conv(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:
-    """Return the TIR function of a dense convolution; the input may be NCHW."""
+    """Return the TIR function of a dense convolution, window by window; the input may be NCHW."""
     depth, kernel = workload.in_channels, workload.kernel
     area = workload.height * workload.width
     planar = workload.input_layout is Layout.NCHW

@@ -7,6 +7,7 @@
 #define BIGNAS_POOL_H
 
 enum { POOL_MOST_THREADS = 64 };
+enum { POOL_STACK_BYTES = 1 << 21 }; /* of a thread; kernels take up to a half, see compile/winograd.py */
 
 /* One call of a work by `parts` threads. */
 struct pool_call {

@@ -34,7 +34,13 @@ int pool_start_thread(void (*start)(int), int number) {
     serve = start;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&started[count], 0, begin, (void *)(intptr_t)number);
+    pthread_attr_t attributes;
+    int error = pthread_attr_init(&attributes);
+    if (!error) {
+        pthread_attr_setstacksize(&attributes, POOL_STACK_BYTES);
+        error = pthread_create(&started[count], &attributes, begin, (void *)(intptr_t)number);
+        pthread_attr_destroy(&attributes);
+    }
     pthread_sigmask(SIG_SETMASK, &before, 0);
     if (error) return -1;
     count++;

@@ -6,8 +6,6 @@
 #include <linux/futex.h>
 #include <linux/sched.h>
 
-enum { STACK_BYTES = 1 << 18 };
-
 /* Starts a thread on the stack whose top holds a function and its argument; returns its number, or
  * minus the number of the error. The function never returns. */
 long pool_clone(unsigned long flags, void *stack);
@@ -61,9 +59,9 @@ __asm__(".globl pool_clone\n"
 #endif
 
 int pool_start_thread(void (*start)(int), int number) {
-    char *stack = system_allocate(STACK_BYTES);
+    char *stack = system_allocate(POOL_STACK_BYTES);
     if (!stack) return -1;
-    void **top = (void **)(stack + STACK_BYTES - 64);
+    void **top = (void **)(stack + POOL_STACK_BYTES - 64);
     top[0] = (void *)start;
     top[1] = (void *)(long)number;
     unsigned long flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;

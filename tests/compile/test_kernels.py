@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bignas.compile.codegen import build_object
 from bignas.compile.kernel_identity import code_hash, symbol_of
 from bignas.compile.objects import ObjectCache
-from bignas.compile.packing import pack_weights
+from bignas.compile.packing import pack_weights, packed_count
 from bignas.compile.schedule import (
     MAX_CANDIDATES,
     Schedule,
@@ -21,6 +21,14 @@ from bignas.compile.schedule import (
     column_groups,
     task_count,
     vector_chunks,
+)
+from bignas.compile.winograd import (
+    MOST_STACK_BYTES,
+    SIDES,
+    chunks_of,
+    stack_bytes,
+    transform_weights,
+    transformed_count,
 )
 from bignas.device_db.errors import InputError, ModelError, TargetError
 from bignas.device_db.presets import PRESETS
@@ -141,6 +149,69 @@ def test_shares_of_threads_give_the_numbers_of_torch(
 ) -> None:
     target = probe_local().target
     check_all(workloads_of(operator, 7), target, tmp_path, most=2, threads=threads)
+
+
+WINOGRAD = [
+    Workload(Operator.CONV, height, width, inner, outer, 3, 1, padding, activation, residual)
+    for height, width, inner, outer, padding, activation, residual in (
+        (8, 8, 16, 32, 1, Activation.RELU, False),
+        (7, 7, 24, 40, 1, Activation.NONE, True),
+        (5, 9, 10, 17, 1, Activation.HARD_SWISH, False),
+        (14, 13, 20, 33, 1, Activation.RELU, True),
+        (9, 9, 128, 16, 0, Activation.NONE, False),
+        (11, 70, 8, 9, 1, Activation.NONE, False),  # rows of tiles in pieces
+    )
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", TARGETS)
+def test_winograd_gives_the_numbers_of_torch(name: str, threads: int, tmp_path: Path) -> None:
+    """Odd sizes, where outputs of the last tiles lie outside the image, included."""
+    target = usable_target(name)
+    for one in WINOGRAD:
+        sides = {schedule.winograd_side for schedule in candidates(one, target, threads)}
+        assert sides == {0, *SIDES}
+    check_all(WINOGRAD, target, tmp_path, threads=threads)
+
+
+@given(st.integers(3, 70), st.integers(3, 70), st.sampled_from(SIDES), st.integers(1, 16))
+def test_chunks_hold_every_tile_once(height: int, width: int, side: int, most: int) -> None:
+    one = Workload(Operator.CONV, height, width, 8, 8, 3, 1, 1)
+    chunks = chunks_of(one, side, most)
+    rows = [chunks.rows] * chunks.full + ([chunks.rest] if chunks.rest else [])
+    assert sum(rows) == -(-height // side)
+    assert len(rows) == chunks.count
+    columns = [column for start, size in chunks.pieces for column in range(start, start + size)]
+    assert columns == list(range(chunks.across))
+    assert chunks.across == -(-width // side)
+    assert chunks.tiles <= most
+    assert height % side == 0 or chunks.rest  # what may reach outside stands apart
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_weights_are_transformed_to_patches(side: int) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((3, 5, 3, 3))
+    patches = transform_weights(weights, side)
+    assert patches.shape == (3, 5, side + 2, side + 2)
+    assert np.allclose(patches[:, :, -1, -1], weights[:, :, -1, -1])
+    assert patches.size == transformed_count(Workload(Operator.CONV, 8, 8, 5, 3, 3, 1, 1), side)
+
+
+def test_stacks_are_small_and_packed_weights_fit() -> None:
+    for size, inner, outer in ((7, 512, 512), (14, 256, 256), (56, 64, 64), (8, 96, 288)):
+        one = Workload(Operator.CONV, size, size, inner, outer, 3, 1, 1)
+        weights = np.zeros((outer, inner, 3, 3), np.float32)
+        for name in ("x86-64-v2", "x86-64-v4"):
+            target = PRESETS[name]
+            for schedule in candidates(one, target):
+                packed = pack_weights(one, schedule, target.vector_lanes, weights)
+                assert packed.size == packed_count(one, schedule)
+                if schedule.winograd_side:
+                    width = schedule.vectors * target.vector_lanes
+                    stack = stack_bytes(one, schedule.winograd_side, schedule.tile, width)
+                    assert stack <= MOST_STACK_BYTES
 
 
 @pytest.mark.parametrize("split", [Split.PIXELS, Split.CHANNELS])
