@@ -54,8 +54,8 @@ class Schedule:
     `tile` positions (pixels) by `vectors` channel vectors are accumulated in registers at once; the
     reduction loop is unrolled `unroll` times. In an inverted bottleneck these are the tile of the
     expansion; `project_tile` and `project_vectors` are that of the projection, and `window_tile`
-    that of the depthwise convolution, in pixels. With a `winograd_side` a convolution is computed by
-    Winograd's algorithm, `tile` squares of outputs of that side at once.
+    that of the depthwise convolution, in pixels. With a `winograd_side` a convolution is computed
+    by Winograd's algorithm, `tile` squares of outputs of that side at once.
     """
 
     tile: int = 1

@@ -1,12 +1,13 @@
-"""How a convolution by Winograd's algorithm is cut into chunks, and how its weights are transformed.
+"""Winograd's algorithm: how a convolution is cut into chunks, and how weights are transformed.
 
-F(m x m, 3x3): a tile of m x m outputs of a 3x3 window depends on a patch of (m + 2) x (m + 2) inputs,
-and is computed with one multiplication for each value of the patch and pair of channels.
+F(m x m, 3x3): a tile of m x m outputs of a 3x3 window depends on a patch of (m + 2) x (m + 2)
+inputs, and is computed with one multiplication for each value of the patch and pair of channels.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4;
 the matrices are those of sections 4.1 and 4.3.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -53,9 +54,9 @@ _TRANSFORMS: Mapping[int, np.ndarray] = MappingProxyType(
 class Chunks:
     """Tiles that are computed at once: rows of tiles by a piece of the columns of tiles.
 
-    The image has `full` chunks of `rows` rows of tiles one below the other, then one of `rest` rows,
-    which may be none; it stands apart where outputs of its last row lie outside the image. `pieces`
-    are (first column, columns), of `across` columns.
+    The image has `full` chunks of `rows` rows of tiles one below the other, then one of `rest`
+    rows, which may be none; it stands apart where outputs of its last row lie outside the image.
+    `pieces` are (first column, columns), of `across` columns.
     """
 
     rows: int
@@ -97,7 +98,7 @@ def chunks_of(workload: Workload, side: int, most_tiles: int) -> Chunks:
     down, across = -(-workload.out_height // side), -(-workload.out_width // side)
     pieces = -(-across // most_tiles)
     bounds = [across * index // pieces for index in range(pieces + 1)]
-    sizes = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
     rows = max(1, min(down, most_tiles // max(sizes)))
     full, rest = divmod(down, rows)
     if workload.out_height % side and not rest:
@@ -123,4 +124,5 @@ def transformed_count(workload: Workload, side: int) -> int:
 def transform_weights(weights: np.ndarray, side: int) -> np.ndarray:
     """Return weights [out, in, 3, 3] as [out, in, side + 2, side + 2], factors of the products."""
     matrix = _TRANSFORMS[side]
-    return np.einsum("ya,oiab,xb->oiyx", matrix, weights.astype(np.float64), matrix)
+    patches: np.ndarray = np.einsum("ya,oiab,xb->oiyx", matrix, weights.astype(float), matrix)
+    return patches

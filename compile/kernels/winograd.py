@@ -1,8 +1,8 @@
 """Dense 3x3 convolutions of stride 1 by Winograd's minimal filtering, F(2x2, 3x3) or F(4x4, 3x3).
 
-A tile of outputs depends on a patch of inputs. Both are transformed, and between the transforms each
-position of the patch is a matrix product of its own: 16 multiplications for 2x2 outputs and a pair
-of channels instead of 36, 36 for 4x4 instead of 144. The weights are transformed when they are
+A tile of outputs depends on a patch of inputs. Both are transformed, and between the transforms
+each position of the patch is a matrix product of its own: 16 multiplications for 2x2 outputs and a
+pair of channels instead of 36, 36 for 4x4 instead of 144. The weights are transformed when they are
 packed.
 
 A chunk of tiles is computed at once: its inputs are copied with a border of zeros, transformed, and
@@ -85,7 +85,7 @@ class _Place:
         return positions_of(self.side)
 
     def compute(self, row: Expr, rows: int, *, is_last: bool) -> None:
-        """Emit one chunk: `rows` rows of tiles from `row` on, which may be the last of the image."""
+        """Emit one chunk: `rows` rows of tiles from `row` on, perhaps the last of the image."""
         depth, tiles = self.workload.in_channels, rows * self.columns
         bordered = _stack((rows * self.side + 2) * (self.columns * self.side + 2) * depth)
         transformed = _stack(self.positions * tiles * depth)
@@ -158,12 +158,9 @@ class _Place:
         def vector(y: Expr, x: Expr, offset: Expr, size: int) -> None:
             half = _Square(self.patch, size)
             for b in range(self.patch):
+                first = y * self.side * line + x * self.side + b
                 d = [
-                    read(
-                        source,
-                        ((y * self.side + a) * line + x * self.side + b) * depth + offset,
-                        size,
-                    )
+                    read(source, (first + a * line) * depth + offset, size)
                     for a in range(self.patch)
                 ]
                 half.set_column(b, _inputs(d, size))
@@ -201,9 +198,9 @@ class _Place:
                 bias = read(self.arguments.bias, first + offset, size)
                 for v in range(height):
                     for u, value in enumerate(_outputs(half.row(v), size)[:columns]):
-                        pixel = corner + v * one.out_width + u
-                        store = output_store(one, self.arguments, lambda _, at=pixel: at, first)
-                        store(0, offset, size, value + bias)
+                        start = corner + v * one.out_width
+                        store = output_store(one, self.arguments, start.__add__, first)
+                        store(u, offset, size, value + bias)
 
         def line(y: Expr, height: int) -> None:
             with loop(0, self.columns - (last_width > 0)) as x:
