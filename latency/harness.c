@@ -31,7 +31,9 @@
  *
  * Kernels meet the caches as they will in their network. Their input was just written, and the other
  * kernels have run since the last call: before each call, foreign code and data take the place of its
- * own in the first-level caches, and the call alone is timed. Its weights are in the core's own cache
+ * own in the first-level caches, and the call alone is timed. Of several threads each has written its
+ * share of the input, in whose cache the others find it, and all have read the places of the output,
+ * which were those of earlier values. Its weights are in the core's own cache
  * when those of the whole network are (flush 0). Otherwise each call has weights of its own, which are
  * read, and then pushed out of that cache, before the calls.
  */
@@ -287,6 +289,16 @@ static float read_floats(const float *from, size_t floats) {
     return sum;
 }
 
+/* Write a thread's share, one float of each line. */
+static void write_share(float *to, size_t floats, int part, const struct pool_call *call) {
+    size_t lines = (floats + LINE_FLOATS - 1) / LINE_FLOATS, parts = (size_t)call->parts;
+    size_t first = lines * (size_t)part / parts, last = lines * ((size_t)part + 1) / parts;
+    for (size_t line = first; line < last; line++) {
+        volatile float *one_of_line = to + line * LINE_FLOATS;
+        *one_of_line = *one_of_line;
+    }
+}
+
 /* More code and data than first-level caches hold, out of the next one. */
 enum { FOREIGN_FLOATS = 1 << 15 };
 static float foreign[FOREIGN_FLOATS];
@@ -316,8 +328,15 @@ static void compute(void *argument, int part, struct pool_call *call) {
     float *other = buffers[OTHER] + job->scratch * (size_t)part;
     for (int i = 0; i < calls->count; i++) {
         run_foreign_code();
-        float sum = read_floats(foreign, FOREIGN_FLOATS);
-        sink = sum + read_floats(buffers[INPUT], job->sizes[INPUT]);
+        sink = read_floats(foreign, FOREIGN_FLOATS);
+        if (call->parts > 1) {
+            sink = read_floats(buffers[OUTPUT], job->sizes[OUTPUT]);
+            pool_barrier(call);
+            write_share(buffers[INPUT], job->sizes[INPUT], part, call);
+            if (!job->scratch) write_share(buffers[OTHER], job->sizes[OTHER], part, call);
+        } else {
+            sink = read_floats(buffers[INPUT], job->sizes[INPUT]);
+        }
         pool_barrier(call);
         double start = part == 0 ? now_ns() : 0;
         if (job->tasks > 1 || part == 0)
