@@ -32,8 +32,9 @@
  * Kernels meet the caches as they will in their network. Their input was just written, and the other
  * kernels have run since the last call: before each call, foreign code and data take the place of its
  * own in the first-level caches, and the call alone is timed. Of several threads each has written its
- * share of the input, in whose cache the others find it, and all have read the places of the output,
- * which were those of earlier values. Its weights are in the core's own cache
+ * share of what is read and of what is overwritten, in whose cache the others find it. What it takes the
+ * threads to fetch their shares of the output from the caches of others is the kernel's time too: a
+ * kernel divided by channels hands half of it over. Its weights are in the core's own cache
  * when those of the whole network are (flush 0). Otherwise each call has weights of its own, which are
  * read, and then pushed out of that cache, before the calls.
  */
@@ -289,14 +290,33 @@ static float read_floats(const float *from, size_t floats) {
     return sum;
 }
 
+/* The lines of which a thread has the share, from and to. */
+struct lines {
+    size_t first, last;
+};
+
+static struct lines share_of(size_t floats, int part, const struct pool_call *call) {
+    size_t lines = (floats + LINE_FLOATS - 1) / LINE_FLOATS, parts = (size_t)call->parts;
+    return (struct lines){lines * (size_t)part / parts, lines * ((size_t)part + 1) / parts};
+}
+
 /* Write a thread's share, one float of each line. */
 static void write_share(float *to, size_t floats, int part, const struct pool_call *call) {
-    size_t lines = (floats + LINE_FLOATS - 1) / LINE_FLOATS, parts = (size_t)call->parts;
-    size_t first = lines * (size_t)part / parts, last = lines * ((size_t)part + 1) / parts;
-    for (size_t line = first; line < last; line++) {
+    struct lines share = share_of(floats, part, call);
+    for (size_t line = share.first; line < share.last; line++) {
         volatile float *one_of_line = to + line * LINE_FLOATS;
         *one_of_line = *one_of_line;
     }
+}
+
+/* Read each thread's share of the output; returns what that took, to the first thread. */
+static double hand_over(const struct job *job, int part, struct pool_call *call) {
+    struct lines share = share_of(job->sizes[OUTPUT], part, call);
+    pool_barrier(call);
+    double start = part == 0 ? now_ns() : 0;
+    sink = read_floats(buffers[OUTPUT] + share.first * LINE_FLOATS, (share.last - share.first) * LINE_FLOATS);
+    pool_barrier(call);
+    return part == 0 ? now_ns() - start : 0;
 }
 
 /* More code and data than first-level caches hold, out of the next one. */
@@ -330,9 +350,8 @@ static void compute(void *argument, int part, struct pool_call *call) {
         run_foreign_code();
         sink = read_floats(foreign, FOREIGN_FLOATS);
         if (call->parts > 1) {
-            sink = read_floats(buffers[OUTPUT], job->sizes[OUTPUT]);
-            pool_barrier(call);
             write_share(buffers[INPUT], job->sizes[INPUT], part, call);
+            write_share(buffers[OUTPUT], job->sizes[OUTPUT], part, call);
             if (!job->scratch) write_share(buffers[OTHER], job->sizes[OTHER], part, call);
         } else {
             sink = read_floats(buffers[INPUT], job->sizes[INPUT]);
@@ -344,6 +363,10 @@ static void compute(void *argument, int part, struct pool_call *call) {
                         buffers[OUTPUT], job->tasks > 1 ? first : 0, job->tasks > 1 ? last : 1);
         pool_barrier(call);
         if (part == 0) calls->ns += now_ns() - start - clock_reading_ns;
+        if (call->parts > 1) {
+            double first_ns = hand_over(job, part, call), again_ns = hand_over(job, part, call);
+            if (part == 0) calls->ns += first_ns - again_ns;
+        }
     }
 }
 
@@ -368,9 +391,11 @@ static void find_clock_reading(void) {
 }
 
 /* A network runs several times before it is timed: after others it takes some runs until its own data
- * are in the core's own cache as they are where it runs alone. Long ones do not fit into it. */
+ * are in the core's own cache as they are where it runs alone. Long ones do not fit into it. One of
+ * several threads runs until those of the network before, or of the sentinels, sleep: they spin for a
+ * while after their last call, on the same cores. */
 enum { MOST_PREPARING = 4 };
-static const double PREPARING_NS = 8e6;
+static const double PREPARING_NS = 8e6, SPINNING_NS = 1.5e6;
 static int preparing_runs(const struct job *job) {
     double runs = job->network ? PREPARING_NS * job->inner / job->expected_ns : 1;
     return runs < 1 ? 1 : runs > MOST_PREPARING ? MOST_PREPARING : (int)runs;
@@ -379,7 +404,8 @@ static int preparing_runs(const struct job *job) {
 /* Bring code and data into the caches as far as they will be there in the network. */
 static void prepare(const struct job *job) {
     int inner = job->inner;
-    for (int runs = preparing_runs(job); runs > 0; runs--) run_job(job, 1);
+    double least_ns = job->network && threads > 1 ? SPINNING_NS : 0, begin = now_ns();
+    for (int runs = preparing_runs(job); runs > 0 || now_ns() - begin < least_ns; runs--) run_job(job, 1);
     if (!flushed_floats || job->network || !job->sizes[WEIGHTS]) return;
     float sum = 0;
     for (int call = 0; call < inner && call < copies_of(job); call++)
@@ -502,12 +528,34 @@ static int load_anchor(void) {
     return 0;
 }
 
-int main(void) {
-    struct job *jobs = NULL;
-    int count = 0, cpu, cpus = 0, rounds = 10, seed = 1;
-    size_t flush = 0, cache = 0;
+/* The cores to run on. This thread keeps to the first; those of pools take over the mask under which they
+ * are started, the others. Two of them on one core wait for each other by slices of milliseconds. */
+static int cores[CPU_SETSIZE], cpus;
+
+static void stay_on(int first, int last) {
     cpu_set_t set;
     CPU_ZERO(&set);
+    for (int i = first; i < last; i++) CPU_SET(cores[i], &set);
+    if (first < last) sched_setaffinity(0, sizeof set, &set);
+}
+
+static void nothing(void *argument, int part, struct pool_call *call) {
+    (void)argument, (void)part, (void)call;
+}
+
+/* The first call of a job or of our own pool, in which threads are started. */
+static void start_job(const struct job *job) {
+    int apart = threads > 1 && cpus >= threads;
+    if (apart) stay_on(1, cpus);
+    if (job) run_job(job, 1);
+    else pool_run(nothing, NULL, threads);
+    if (apart) stay_on(0, 1);
+}
+
+int main(void) {
+    struct job *jobs = NULL;
+    int count = 0, cpu, rounds = 10, seed = 1;
+    size_t flush = 0, cache = 0;
     double sample_ns = 50000, find_ns = 1e9;
     char line[8192], word[32];
     if (is_emulated()) {
@@ -517,10 +565,7 @@ int main(void) {
     while (fgets(line, sizeof line, stdin) && sscanf(line, "%31s", word) == 1) {
         if (!strcmp(word, "run")) break;
         if (!strcmp(word, "cpu")) {
-            if (sscanf(line, "%*s %d", &cpu) == 1 && cpu >= 0) {
-                CPU_SET(cpu, &set);
-                cpus++;
-            }
+            if (sscanf(line, "%*s %d", &cpu) == 1 && cpu >= 0 && cpus < CPU_SETSIZE) cores[cpus++] = cpu;
         } else if (!strcmp(word, "threads")) sscanf(line, "%*s %d", &threads);
         else if (!strcmp(word, "cache")) sscanf(line, "%*s %zu", &cache);
         else if (!strcmp(word, "flush")) sscanf(line, "%*s %zu", &flush);
@@ -546,7 +591,7 @@ int main(void) {
             }
         }
     }
-    if (cpus) sched_setaffinity(0, sizeof set, &set);
+    stay_on(0, cpus);
     find_clock_reading();
     for (int i = 0; i < FOREIGN_FLOATS; i++) foreign[i] = 0.001f * (float)(i % 7);
     state += (uint64_t)seed * 7919;
@@ -574,11 +619,12 @@ int main(void) {
     for (size_t i = 0; i < streamed; i++) stream[i] = 0.001f * (float)(i % 7);
     allocate(largest, buffers);
 
+    start_job(NULL);
     for (int k = 0; k < usable; k++) { /* first calls: a crash is blamed on the job named last */
         struct job *job = &jobs[order[k]];
         printf("start %d\n", order[k]);
         fflush(stdout);
-        run_job(job, 1);
+        start_job(job);
         job->inner = calls_of_sample(job, 1, sample_ns);
         job->inner = calls_of_sample(job, job->inner, sample_ns);
         if (flushed_floats && !job->network && job->inner > copies_of(job))
