@@ -4,7 +4,7 @@
         --json benchmarks/results/search_optimum_predicted.json
     python benchmarks/search_optimum.py --json benchmarks/results/search_optimum.json
 
-The space is `cifar`, all 1,105,920 architectures. Latency comes from a latency predictor,
+The space is `cifar`, all its architectures. Latency comes from a latency predictor,
 accuracy from a function of the architecture. With `--checkpoint` and `--device` they are the
 accuracy predictor of that supernet and the latency predictor of that device, which has to be
 profiled. Without, both are synthetic, and labelled so: the kernels of an invented device, and an

@@ -1,6 +1,6 @@
 """The measurement protocol: what makes two latencies comparable.
 
-- Measuring happens in a native process of its own (latency/harness.c), pinned to its cores: a kernel
+- Measuring happens in a native process of its own (latency/harness.c), pinned to cores: a kernel
   that crashes or hangs costs that process, and becomes a failed result.
 - Candidates are interleaved round by round in random order, so that drift hits all alike
   (google/benchmark's random interleaving, docs/random_interleaving.md).

@@ -1,32 +1,44 @@
 """What a child network needs beside time, from its architecture alone.
 
 MACs and parameters are exact. Memory and bundle size are estimates that guide the search; what is
-delivered is held to the sizes in its manifest.
+delivered is held to the sizes in its manifest. Some schedules transform weights into several times
+as many; which a device's kernels have is guessed.
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from itertools import groupby
 from types import MappingProxyType
 
 from bignas.compile.bundle import GOLDEN_IMAGES
 from bignas.compile.manifest import Manifest
-from bignas.device_db.workload import BYTES_PER_VALUE, Operator
+from bignas.compile.packing import packed_count
+from bignas.compile.schedule import candidates
+from bignas.compile.workload import workloads
+from bignas.device_db.target import Target
+from bignas.device_db.workload import BYTES_PER_VALUE, Operator, Workload
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.layer import Layer
 from bignas.supernet.space import SearchSpace
 
-__all__ = ["RESOURCES", "bundle_bytes", "delivered", "memory_bytes", "weight_bytes"]
+__all__ = ["RESOURCES", "bundle_bytes", "delivered", "memory_bytes"]
 
-COPIES_OF_WEIGHTS = 3  # in the runner, in the library and in the ONNX model
+GUESSED_TARGET = Target("x86_64-linux-gnu", "x86-64-v3")  # whose schedules count
+COPIES_OF_WEIGHTS = 2  # as kernels read them: in the runner and in the library
 BYTES_PER_KERNEL = 5_000  # of code, in the runner and in the library together
 BYTES_OF_THE_REST = 20_000  # manifest, headers, runner
 
 
-def weight_bytes(space: SearchSpace, architecture: Architecture) -> int:
+def _weight_bytes(space: SearchSpace, architecture: Architecture) -> int:
     """Bytes of the weights and biases in a binary, without padding."""
-    layers = space.layers(architecture)
-    values = sum(one.weight_count + one.out_channels for one in layers if one.weight_count)
+    kernels = workloads(space, architecture)
+    values = sum(_packed_count(one) + one.bias_count for one in kernels if one.weight_count)
     return BYTES_PER_VALUE * values
+
+
+@lru_cache(maxsize=1 << 16)
+def _packed_count(workload: Workload) -> int:
+    return packed_count(workload, candidates(workload, GUESSED_TARGET)[0])
 
 
 def memory_bytes(space: SearchSpace, architecture: Architecture) -> int:
@@ -40,15 +52,16 @@ def memory_bytes(space: SearchSpace, architecture: Architecture) -> int:
             gated = _input(layer) if layer.operator is Operator.GLOBAL_POOL else 0
             beside = kept if index else 0
             most = max(most, _input(layer) + _output(layer) + beside + gated)
-    return weight_bytes(space, architecture) + BYTES_PER_VALUE * most
+    return _weight_bytes(space, architecture) + BYTES_PER_VALUE * most
 
 
 def bundle_bytes(space: SearchSpace, architecture: Architecture) -> int:
     """Bytes of all files of a bundle, about."""
     golden = GOLDEN_IMAGES * (space.in_channels * architecture.resolution**2 + space.classes)
     code = BYTES_PER_KERNEL * len(set(space.layers(architecture)))
-    weights = COPIES_OF_WEIGHTS * weight_bytes(space, architecture)
-    return weights + BYTES_PER_VALUE * golden + code + BYTES_OF_THE_REST
+    weights = COPIES_OF_WEIGHTS * _weight_bytes(space, architecture)
+    model = BYTES_PER_VALUE * space.params(architecture)
+    return weights + model + BYTES_PER_VALUE * golden + code + BYTES_OF_THE_REST
 
 
 RESOURCES: Mapping[str, Callable[[SearchSpace, Architecture], int]] = MappingProxyType(
