@@ -131,6 +131,7 @@ def _show(output: Output, bundle: "Bundle") -> None:
         "macs": manifest.macs,
         "weights_bytes": manifest.weights_bytes,
         "workspace_bytes": manifest.workspace_bytes,
+        "prepared_bytes": manifest.prepared_bytes,
         "arch": manifest.architecture,
         "predicted_ms": predicted.latency_ms if predicted else None,
         "interval_ms": predicted.interval_ms if predicted else None,
@@ -141,7 +142,7 @@ def _show(output: Output, bundle: "Bundle") -> None:
         "kernels": len(manifest.kernels),
         "MACs": f"{manifest.macs / 1e6:.2f}M",
         "weights": f"{manifest.weights_bytes / 1e3:.0f} kB",
-        "workspace": f"{manifest.workspace_bytes / 1e3:.0f} kB",
+        "memory": f"{manifest.memory_bytes / 1e3:.0f} kB",
     }
     if manifest.fallbacks:
         lines["TVM's own"] = ", ".join(manifest.fallbacks)

@@ -249,6 +249,7 @@ def _manifest(contents: BundleContents, files: dict[str, FileEntry]) -> Manifest
         macs=sum(workload.macs for workload in network.graph.workloads),
         weights_bytes=len(network.plan.weights),
         workspace_bytes=network.plan.workspace_bytes,
+        prepared_bytes=network.plan.prepared_bytes,
         input={
             "name": INPUT_NAME,
             "shape": [1, *network.graph.input_shape],

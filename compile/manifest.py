@@ -15,8 +15,9 @@ from bignas.device_db.errors import BundleError
 
 __all__ = ["FORMAT_VERSION", "FileEntry", "KernelEntry", "Latency", "Manifest", "ScheduleSource"]
 
-FORMAT_VERSION = 2
-# History: 1 first version; 2 native runner among the files, source of each kernel's schedule.
+FORMAT_VERSION = 3
+# History: 1 first version; 2 native runner among the files, source of each kernel's schedule;
+# 3 bytes of the weights that are transformed before the first run.
 
 
 class ScheduleSource(StrEnum):
@@ -64,7 +65,10 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All that a bundle says of itself. Sizes in bytes, latencies in milliseconds."""
+    """All that a bundle says of itself. Sizes in bytes, latencies in milliseconds.
+
+    Weights, workspace and what is prepared of weights before the first run are in memory together.
+    """
 
     name: str
     bignas_version: str
@@ -79,6 +83,7 @@ class Manifest:
     macs: int
     weights_bytes: int
     workspace_bytes: int
+    prepared_bytes: int
     input: dict[str, Any]
     output: dict[str, Any]
     kernels: tuple[KernelEntry, ...]
@@ -86,6 +91,11 @@ class Manifest:
     measured: Latency | None
     tolerance: float
     files: dict[str, FileEntry]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that the network needs, the program's code apart."""
+        return self.weights_bytes + self.workspace_bytes + self.prepared_bytes
 
     @property
     def fallbacks(self) -> tuple[str, ...]:

@@ -70,10 +70,13 @@ def build_network(
 
 def network_sources(plan: Plan) -> dict[str, bytes]:
     """Return the files that a network is compiled from, by name; kernels and threads apart."""
+    names = ["runtime.c", "bignas.h"]
+    if plan.prepared_bytes:
+        names += ["winograd.c", "winograd.h"]
     return {
         "network.c": plan.source.encode(),
         "weights.bin": plan.weights,
-        **runtime_files(("runtime.c", "bignas.h")),
+        **runtime_files(names),
     }
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from bignas.compile.inverted_bottleneck import parts_of, schedules_of_parts
 from bignas.compile.schedule import Schedule, column_groups
-from bignas.compile.winograd import transform_weights, transformed_count
+from bignas.compile.winograd import transformed_count
 from bignas.device_db.workload import Operator, Workload
 
-__all__ = ["pack_weights", "packed_count"]
+__all__ = ["count_read", "pack_weights"]
 
 
 def pack_weights(
@@ -22,6 +22,8 @@ def pack_weights(
     """Return weights [out, in, k, k] as the kernel reads them: float32, flat.
 
     Those of a fused block are given layer by layer, each flat. Operators without weights have none.
+    What a convolution by Winograd's algorithm reads is made of them by the program
+    (runner/winograd.c), group by group.
     """
     pack = _PACKS.get(workload.operator)
     if pack is None:
@@ -29,8 +31,8 @@ def pack_weights(
     return np.ascontiguousarray(pack(workload, schedule, lanes, weights), np.float32)
 
 
-def packed_count(workload: Workload, schedule: Schedule) -> int:
-    """Return the number of values that `pack_weights` returns."""
+def count_read(workload: Workload, schedule: Schedule) -> int:
+    """Return the number of weights that the kernel reads."""
     if schedule.winograd_side:
         return transformed_count(workload, schedule.winograd_side)
     return workload.weight_count
@@ -50,19 +52,12 @@ def _pack_conv(
 ) -> np.ndarray:
     """Pack weights [out, in, k, k] as [group][window row][in][window column][channel], flat.
 
-    Transformed ones as [group][position of the patch][in][channel].
+    Those to be transformed as [group][window row][window column][in][channel].
     """
     groups = column_groups(workload.out_channels, lanes, schedule.vectors)
-    if schedule.winograd_side:
-        patches = transform_weights(weights, schedule.winograd_side)
-        return np.concatenate(
-            [
-                patches[start : start + width].transpose(2, 3, 1, 0).ravel()
-                for start, width in groups
-            ]
-        )
+    order = (2, 3, 1, 0) if schedule.winograd_side else (2, 1, 3, 0)
     return np.concatenate(
-        [weights[start : start + width].transpose(2, 1, 3, 0).ravel() for start, width in groups]
+        [weights[start : start + width].transpose(order).ravel() for start, width in groups]
     )
 
 

@@ -1,7 +1,8 @@
 """Where every value of a network lives, and the C function that calls its kernels in order.
 
 Activations share one workspace: a value's place is free again after its last reader has run.
-Weights and biases are one read-only block, packed as each kernel reads them.
+Weights and biases are one read-only block, packed as each kernel reads them, but for those that the
+program transforms before its first run, into memory of its own.
 
 With several threads, every kernel is computed by all of them, each its share of the kernel's tasks;
 a barrier stands wherever a kernel reads what another thread may have written.
@@ -14,10 +15,11 @@ import numpy as np
 
 from bignas.compile.graph import INPUT, Call, FallbackCall, KernelCall, KernelGraph
 from bignas.compile.kernel_identity import symbol_of
-from bignas.compile.packing import pack_weights
-from bignas.compile.schedule import Schedule, task_count
+from bignas.compile.packing import count_read, pack_weights
+from bignas.compile.schedule import Schedule, column_groups, task_count
+from bignas.compile.winograd import positions_of
 from bignas.device_db.errors import InputError
-from bignas.device_db.workload import BYTES_PER_VALUE
+from bignas.device_db.workload import BYTES_PER_VALUE, Workload
 
 __all__ = ["MOST_THREADS", "Plan", "make_plan"]
 
@@ -27,11 +29,15 @@ ALIGNMENT = 16  # float32 values, 64 bytes
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A network ready to be linked: C source of its call sequence, weights, bytes of workspace."""
+    """A network ready to be linked: C source of its call sequence, weights, bytes of workspace.
+
+    `prepared_bytes` are those of transformed weights.
+    """
 
     source: str
     weights: bytes
     workspace_bytes: int
+    prepared_bytes: int
 
 
 def make_plan(
@@ -65,6 +71,7 @@ def make_plan(
         return INPUT if name == INPUT else f"m + {places[name]}"
 
     steps: list[_Step] = []
+    prepared = _PreparedWeights(lanes)
     for call, schedule in zip(graph.calls, schedules, strict=True):
         if isinstance(call, FallbackCall):
             kernel = call.kernel
@@ -82,6 +89,7 @@ def make_plan(
         packed = np.zeros(0, np.float32)
         if call.weights is not None:
             packed = pack_weights(call.workload, schedule, lanes, call.weights)
+        stored = append(packed)
         has_bias = call.weights is not None
         scratch = _aligned(call.workload.scratch_count)
         other = value(call.other) if call.other else "0"
@@ -89,7 +97,7 @@ def make_plan(
             other = f"m + {places[_scratch_name(call)]} + (size_t)part * {scratch}"
         arguments = [
             value(call.input),
-            append(packed),
+            prepared.add(call.workload, schedule, stored) if schedule.winograd_side else stored,
             append(call.bias) if has_bias else "0",
             other,
             value(call.output),
@@ -99,9 +107,10 @@ def make_plan(
         steps.append(_Step(symbol, call.workload.key, arguments, 3, tasks))
     weights = np.concatenate(blocks) if blocks else np.zeros(ALIGNMENT, np.float32)
     source = _source(
-        graph, steps, places[graph.calls[-1].output], floats * BYTES_PER_VALUE, threads
+        graph, steps, prepared, places[graph.calls[-1].output], floats * BYTES_PER_VALUE, threads
     )
-    return Plan(source, weights.tobytes(), floats * BYTES_PER_VALUE)
+    prepared_bytes = prepared.floats * BYTES_PER_VALUE
+    return Plan(source, weights.tobytes(), floats * BYTES_PER_VALUE, prepared_bytes)
 
 
 def _aligned(count: int) -> int:
@@ -129,6 +138,51 @@ class _Step:
         """Return the call of the tasks from `first` to `last`, all of them if nothing is said."""
         ends = [first, last or str(self.tasks)] if self.tasks else []
         return f"{self.symbol}({', '.join([*self.arguments, *ends])});"
+
+
+class _PreparedWeights:
+    """Weights that are transformed before the first run: where they stand, and the C of that."""
+
+    def __init__(self, lanes: int) -> None:
+        self._lanes = lanes
+        self._groups: list[str] = []
+        self.floats = 0
+
+    def add(self, workload: Workload, schedule: Schedule, stored: str) -> str:
+        """Find a place for the weights of a kernel; return it in C."""
+        place, side = self.floats, schedule.winograd_side
+        from_, to = 0, place
+        for _, width in column_groups(workload.out_channels, self._lanes, schedule.vectors):
+            values = workload.in_channels * width
+            self._groups.append(f"    {{{stored} + {from_}, t + {to}, {values}, {side}}},")
+            from_ += values * workload.kernel**2
+            to += values * positions_of(side)
+        self.floats += _aligned(count_read(workload, schedule))
+        return f"t + {place}"
+
+    @property
+    def declarations(self) -> list[str]:
+        """C lines before the function of the network."""
+        if not self.floats:
+            return []
+        return [
+            '#include "winograd.h"',
+            f"static _Alignas({ALIGNMENT * BYTES_PER_VALUE}) float t[{self.floats}];",
+            "static const struct winograd_weights prepared[] = {",
+            *self._groups,
+            "};",
+            "",
+        ]
+
+    @property
+    def preparation(self) -> list[str]:
+        """C lines at the start of it."""
+        if not self.floats:
+            return []
+        return [
+            "    static int state;",
+            f"    winograd_prepare(&state, prepared, {len(self._groups)});",
+        ]
 
 
 def _scratch_name(call: KernelCall) -> str:
@@ -173,11 +227,19 @@ def _place_values(graph: KernelGraph, threads: int) -> tuple[dict[str, int], int
 
 
 def _source(
-    graph: KernelGraph, steps: Sequence[_Step], output: int, workspace: int, threads: int
+    graph: KernelGraph,
+    steps: Sequence[_Step],
+    prepared: _PreparedWeights,
+    output: int,
+    workspace: int,
+    threads: int,
 ) -> str:
     channels, height, width = graph.input_shape
     copy = f"memcpy(output, m + {output}, {graph.output_size} * sizeof(float));"
-    body = _parallel(steps, copy, threads) if threads > 1 else _serial(steps, copy)
+    if threads > 1:
+        body = _parallel(steps, prepared, copy, threads)
+    else:
+        body = _serial(steps, prepared, copy)
     return "\n".join(
         [
             "/* The kernels of one network in the order in which they run. */",
@@ -193,6 +255,7 @@ def _source(
             'extern const float w[] __asm__("bignas_weights")',
             '    __attribute__((visibility("hidden")));',
             "",
+            *prepared.declarations,
             *dict.fromkeys(step.declaration for step in steps),
             "void bignas_network(const float *input, float *output, float *m);",
             "",
@@ -205,9 +268,10 @@ def _source(
     )
 
 
-def _serial(steps: Sequence[_Step], copy: str) -> list[str]:
+def _serial(steps: Sequence[_Step], prepared: _PreparedWeights, copy: str) -> list[str]:
     return [
         "void bignas_network(const float *input, float *output, float *m) {",
+        *prepared.preparation,
         "    enum { part = 0 };",
         *(f"    {step.call()}  /* {step.key} */" for step in steps),
         f"    {copy}",
@@ -216,7 +280,9 @@ def _serial(steps: Sequence[_Step], copy: str) -> list[str]:
     ]
 
 
-def _parallel(steps: Sequence[_Step], copy: str, threads: int) -> list[str]:
+def _parallel(
+    steps: Sequence[_Step], prepared: _PreparedWeights, copy: str, threads: int
+) -> list[str]:
     lines: list[str] = []
     divided = False  # whether the step before ran on all threads
     for step in steps:
@@ -248,6 +314,7 @@ def _parallel(steps: Sequence[_Step], copy: str, threads: int) -> list[str]:
         "}",
         "",
         "void bignas_network(const float *input, float *output, float *m) {",
+        *prepared.preparation,
         "    struct values values = {input, output, m};",
         f"    pool_run(compute, &values, {threads});",
         "}",

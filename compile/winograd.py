@@ -1,18 +1,13 @@
-"""Winograd's algorithm: how a convolution is cut into chunks, and how weights are transformed.
+"""Winograd's algorithm: which convolutions it suits, and how they are cut into chunks.
 
 F(m x m, 3x3): a tile of m x m outputs of a 3x3 window depends on a patch of (m + 2) x (m + 2)
 inputs, and is computed with one multiplication for each value of the patch and pair of channels.
 
-Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4;
-the matrices are those of sections 4.1 and 4.3.
+Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.
 """
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-
-import numpy as np
 
 from bignas.device_db.workload import BYTES_PER_VALUE, Layout, Operator, Workload
 
@@ -24,7 +19,6 @@ __all__ = [
     "positions_of",
     "stack_bytes",
     "suits",
-    "transform_weights",
     "transformed_count",
 ]
 
@@ -32,22 +26,6 @@ SIDES = (2, 4)  # of the tiles of outputs that there are transforms for
 WINDOW = 3
 FEWEST_CHANNELS = 8  # of input and output: with fewer the transforms cost more than they save
 MOST_STACK_BYTES = 512 * 1024  # of a thread
-_TRANSFORMS: Mapping[int, np.ndarray] = MappingProxyType(
-    {
-        2: np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]]),
-        4: np.array(
-            [
-                [1 / 4, 0.0, 0.0],
-                [-1 / 6, -1 / 6, -1 / 6],
-                [-1 / 6, 1 / 6, -1 / 6],
-                [1 / 24, 1 / 12, 1 / 6],
-                [1 / 24, -1 / 12, 1 / 6],
-                [0.0, 0.0, 1.0],
-            ]
-        ),
-    }
-)
-"""The matrices G of the source, which transform weights, by the side of a tile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +97,3 @@ def stack_bytes(workload: Workload, side: int, most_tiles: int, group_width: int
 def transformed_count(workload: Workload, side: int) -> int:
     """Return the number of transformed weights."""
     return workload.in_channels * workload.out_channels * positions_of(side)
-
-
-def transform_weights(weights: np.ndarray, side: int) -> np.ndarray:
-    """Return weights [out, in, 3, 3] as [out, in, side + 2, side + 2], factors of the products."""
-    matrix = _TRANSFORMS[side]
-    patches: np.ndarray = np.einsum("ya,oiab,xb->oiyx", matrix, weights.astype(float), matrix)
-    return patches

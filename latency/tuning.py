@@ -24,7 +24,7 @@ from bignas.compile.objects import (
     build_objects,
     exit_with_parent,
 )
-from bignas.compile.packing import packed_count
+from bignas.compile.packing import count_read
 from bignas.compile.schedule import Schedule, candidates, task_count
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.device import Device
@@ -129,7 +129,7 @@ class Tuner:
                 symbol_of(one, schedule),
                 one,
                 task_count(one, schedule, lanes),
-                packed_count(one, schedule),
+                count_read(one, schedule),
             )
             for one, schedule in pairs
         ]

@@ -1,8 +1,8 @@
 """What a child network needs beside time, from its architecture alone.
 
 MACs and parameters are exact. Memory and bundle size are estimates that guide the search; what is
-delivered is held to the sizes in its manifest. Some schedules transform weights into several times
-as many; which a device's kernels have is guessed.
+delivered is held to the sizes in its manifest. Some kernels read weights that the program has
+transformed into several times as many; which kernels do so on a device is guessed.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from bignas.compile.bundle import GOLDEN_IMAGES
 from bignas.compile.manifest import Manifest
-from bignas.compile.packing import packed_count
+from bignas.compile.packing import count_read
 from bignas.compile.schedule import candidates
 from bignas.compile.workload import workloads
 from bignas.device_db.target import Target
@@ -21,28 +21,30 @@ from bignas.supernet.architecture import Architecture
 from bignas.supernet.layer import Layer
 from bignas.supernet.space import SearchSpace
 
-__all__ = ["RESOURCES", "bundle_bytes", "delivered", "memory_bytes"]
+__all__ = ["RESOURCES", "bundle_bytes", "delivered", "memory_bytes", "weight_bytes"]
 
 GUESSED_TARGET = Target("x86_64-linux-gnu", "x86-64-v3")  # whose schedules count
-COPIES_OF_WEIGHTS = 2  # as kernels read them: in the runner and in the library
+COPIES_OF_WEIGHTS = 3  # in the runner, in the library and in the ONNX model
 BYTES_PER_KERNEL = 5_000  # of code, in the runner and in the library together
 BYTES_OF_THE_REST = 20_000  # manifest, headers, runner
 
 
-def _weight_bytes(space: SearchSpace, architecture: Architecture) -> int:
+def weight_bytes(space: SearchSpace, architecture: Architecture) -> int:
     """Bytes of the weights and biases in a binary, without padding."""
-    kernels = workloads(space, architecture)
-    values = sum(_packed_count(one) + one.bias_count for one in kernels if one.weight_count)
+    layers = space.layers(architecture)
+    values = sum(one.weight_count + one.out_channels for one in layers if one.weight_count)
     return BYTES_PER_VALUE * values
 
 
 @lru_cache(maxsize=1 << 16)
-def _packed_count(workload: Workload) -> int:
-    return packed_count(workload, candidates(workload, GUESSED_TARGET)[0])
+def _prepared_count(workload: Workload) -> int:
+    """How many transformed weights a kernel reads, none if it reads them as they are."""
+    schedule = candidates(workload, GUESSED_TARGET)[0]
+    return count_read(workload, schedule) if schedule.winograd_side else 0
 
 
 def memory_bytes(space: SearchSpace, architecture: Architecture) -> int:
-    """Bytes of the weights and of all values alive at once in the most demanding kernel."""
+    """Bytes of weights, as stored and as read, and of the most values alive at once in a kernel."""
     most = 0
     layers = space.layers(architecture)
     for _, group in groupby(layers, key=lambda layer: layer.name.rpartition(".")[0]):
@@ -52,16 +54,17 @@ def memory_bytes(space: SearchSpace, architecture: Architecture) -> int:
             gated = _input(layer) if layer.operator is Operator.GLOBAL_POOL else 0
             beside = kept if index else 0
             most = max(most, _input(layer) + _output(layer) + beside + gated)
-    return _weight_bytes(space, architecture) + BYTES_PER_VALUE * most
+    kernels = workloads(space, architecture)
+    prepared = BYTES_PER_VALUE * sum(_prepared_count(one) for one in kernels)
+    return weight_bytes(space, architecture) + prepared + BYTES_PER_VALUE * most
 
 
 def bundle_bytes(space: SearchSpace, architecture: Architecture) -> int:
     """Bytes of all files of a bundle, about."""
     golden = GOLDEN_IMAGES * (space.in_channels * architecture.resolution**2 + space.classes)
     code = BYTES_PER_KERNEL * len(set(space.layers(architecture)))
-    weights = COPIES_OF_WEIGHTS * _weight_bytes(space, architecture)
-    model = BYTES_PER_VALUE * space.params(architecture)
-    return weights + model + BYTES_PER_VALUE * golden + code + BYTES_OF_THE_REST
+    weights = COPIES_OF_WEIGHTS * weight_bytes(space, architecture)
+    return weights + BYTES_PER_VALUE * golden + code + BYTES_OF_THE_REST
 
 
 RESOURCES: Mapping[str, Callable[[SearchSpace, Architecture], int]] = MappingProxyType(
@@ -78,7 +81,7 @@ def delivered(manifest: Manifest) -> dict[str, int]:
     """What a bundle really needs, by the names of `Limits`, as far as its manifest tells."""
     return {
         "macs": manifest.macs,
-        "memory_bytes": manifest.weights_bytes + manifest.workspace_bytes,
+        "memory_bytes": manifest.memory_bytes,
         "bundle_bytes": sum(entry.size_bytes for entry in manifest.files.values()),
     }
 

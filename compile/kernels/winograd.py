@@ -2,8 +2,8 @@
 
 A tile of outputs depends on a patch of inputs. Both are transformed, and between the transforms
 each position of the patch is a matrix product of its own: 16 multiplications for 2x2 outputs and a
-pair of channels instead of 36, 36 for 4x4 instead of 144. The weights are transformed when they are
-packed.
+pair of channels instead of 36, 36 for 4x4 instead of 144. The program transforms the weights before
+its first run (runner/winograd.c).
 
 A chunk of tiles is computed at once: its inputs are copied with a border of zeros, transformed, and
 multiplied by the weights, group by group of output channels; the transform back ends a group. The

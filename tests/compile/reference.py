@@ -12,9 +12,10 @@ from torch.nn import functional
 from bignas.compile.inverted_bottleneck import parts_of
 from bignas.compile.kernel_identity import symbol_of
 from bignas.compile.library import aligned_floats
+from bignas.compile.network import runtime_files
 from bignas.compile.objects import ObjectCache
-from bignas.compile.packing import pack_weights
-from bignas.compile.schedule import Schedule, task_count
+from bignas.compile.packing import count_read, pack_weights
+from bignas.compile.schedule import Schedule, column_groups, task_count
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.target import Target
 from bignas.device_db.workload import Activation, Layout, Operator, Workload
@@ -32,6 +33,17 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     Activation.SIGMOID: torch.sigmoid,
     Activation.HARD_SIGMOID: functional.hardsigmoid,
 }
+
+
+class _WinogradWeights(ctypes.Structure):
+    """The struct of runner/winograd.h."""
+
+    _fields_ = (
+        ("stored", ctypes.c_void_p),
+        ("transformed", ctypes.c_void_p),
+        ("values", ctypes.c_size_t),
+        ("side", ctypes.c_int),
+    )
 
 
 class Operands:
@@ -113,8 +125,28 @@ class Kernels:
         self.target: Target = cache.target
         path = folder / "kernels.so"
         objects = {symbol_of(*one): cache.path(*one) for one in candidates}
-        path.write_bytes(link_shared_library({}, tuple(objects.values()), cache.target))
+        sources = runtime_files(("winograd.c", "winograd.h"))
+        path.write_bytes(link_shared_library(sources, tuple(objects.values()), cache.target))
         self._library = ctypes.CDLL(str(path))
+
+    def transformed(
+        self, workload: Workload, schedule: Schedule, packed: np.ndarray, times: int = 1
+    ) -> np.ndarray:
+        """Return the weights that a kernel reads, as a network prepares them; `times` it asks."""
+        read = np.full(count_read(workload, schedule), np.nan, np.float32)
+        groups = []
+        stored, place = packed.ctypes.data, read.ctypes.data
+        lanes, patch = self.target.vector_lanes, schedule.winograd_side + 2
+        for _, width in column_groups(workload.out_channels, lanes, schedule.vectors):
+            values = workload.in_channels * width
+            groups.append(_WinogradWeights(stored, place, values, schedule.winograd_side))
+            stored += values * workload.kernel**2 * packed.itemsize
+            place += values * patch**2 * read.itemsize
+        state, all_groups = ctypes.c_int(0), (_WinogradWeights * len(groups))(*groups)
+        for _ in range(times):
+            self._library.winograd_prepare(ctypes.byref(state), all_groups, len(groups))
+            packed[:] = np.nan
+        return read
 
     def run(
         self, workload: Workload, schedule: Schedule, operands: Operands, threads: int = 1
@@ -127,8 +159,10 @@ class Kernels:
         planar = one.input_layout is Layout.NCHW
         inputs = [operands.input if planar else operands.input.transpose(1, 2, 0)]
         if operands.weights is not None:
-            lanes = self.target.vector_lanes
-            inputs += [pack_weights(one, schedule, lanes, operands.weights), operands.bias]
+            packed = pack_weights(one, schedule, self.target.vector_lanes, operands.weights)
+            if schedule.winograd_side:
+                packed = self.transformed(one, schedule, packed)
+            inputs += [packed, operands.bias]
         else:
             inputs += [np.zeros(0), np.zeros(0)]
         if one.scratch_count:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bignas.compile.codegen import build_object
 from bignas.compile.kernel_identity import code_hash, symbol_of
 from bignas.compile.objects import ObjectCache
-from bignas.compile.packing import pack_weights, packed_count
+from bignas.compile.packing import count_read, pack_weights
 from bignas.compile.schedule import (
     MAX_CANDIDATES,
     Schedule,
@@ -27,8 +27,6 @@ from bignas.compile.winograd import (
     SIDES,
     chunks_of,
     stack_bytes,
-    transform_weights,
-    transformed_count,
 )
 from bignas.device_db.errors import InputError, ModelError, TargetError
 from bignas.device_db.presets import PRESETS
@@ -190,13 +188,26 @@ def test_chunks_hold_every_tile_once(height: int, width: int, side: int, most: i
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_weights_are_transformed_to_patches(side: int) -> None:
-    rng = np.random.default_rng(0)
-    weights = rng.standard_normal((3, 5, 3, 3))
-    patches = transform_weights(weights, side)
-    assert patches.shape == (3, 5, side + 2, side + 2)
-    assert np.allclose(patches[:, :, -1, -1], weights[:, :, -1, -1])
-    assert patches.size == transformed_count(Workload(Operator.CONV, 8, 8, 5, 3, 3, 1, 1), side)
+def test_weights_are_transformed_once(side: int, tmp_path: Path) -> None:
+    """Of the nine weights of a window the first and the last stand in the corners of the patch."""
+    one = Workload(Operator.CONV, 8, 8, 5, 19, 3, 1, 1)
+    schedule = Schedule(2, 1, winograd_side=side)
+    target = probe_local().target
+    kernels = Kernels([], ObjectCache(target), tmp_path)
+    weights = np.random.default_rng(0).standard_normal((19, 5, 3, 3)).astype(np.float32)
+    packed = pack_weights(one, schedule, target.vector_lanes, weights)
+    read = kernels.transformed(one, schedule, packed, times=2)
+    assert np.isfinite(read).all()
+    first = 0
+    for start, width in column_groups(19, target.vector_lanes, 1):
+        patches = read[first : first + 5 * width * (side + 2) ** 2]
+        patches = patches.reshape(side + 2, side + 2, 5, width)
+        first += patches.size
+        shaped = weights[start : start + width].transpose(2, 3, 1, 0)
+        scale = {2: 1.0, 4: 1 / 16}[side]
+        assert np.allclose(patches[0, 0], shaped[0, 0] * scale)
+        assert np.allclose(patches[-1, -1], shaped[-1, -1])
+    assert first == read.size
 
 
 def test_stacks_are_small_and_packed_weights_fit() -> None:
@@ -207,7 +218,7 @@ def test_stacks_are_small_and_packed_weights_fit() -> None:
             target = PRESETS[name]
             for schedule in candidates(one, target):
                 packed = pack_weights(one, schedule, target.vector_lanes, weights)
-                assert packed.size == packed_count(one, schedule)
+                assert packed.size == one.weight_count <= count_read(one, schedule)
                 if schedule.winograd_side:
                     width = schedule.vectors * target.vector_lanes
                     stack = stack_bytes(one, schedule.winograd_side, schedule.tile, width)

@@ -109,7 +109,7 @@ def test_memory_is_what_the_call_plan_needs_within_a_twentieth(name: str) -> Non
         graph = graph_with_random_weights(space, architecture)
         schedules = [candidates(one, DEVICE.target)[0] for one in graph.workloads]
         plan = make_plan(graph, schedules, DEVICE.target.vector_lanes)
-        needed = len(plan.weights) + plan.workspace_bytes
+        needed = len(plan.weights) + plan.workspace_bytes + plan.prepared_bytes
         assert memory_bytes(space, architecture) == pytest.approx(needed, rel=0.05)
 
 
