@@ -148,6 +148,8 @@ def test_it_is_little_more_than_its_weights(which: str, tmp_path: Path) -> None:
     bundle = child_bundle(tmp_path / "bundle", architecture)
     size = (bundle.path / RUNNER).stat().st_size
     assert size <= bundle.manifest.weights_bytes + ALLOWANCE_BYTES
+    assert bundle.manifest.weights_bytes <= 1.05 * 4 * SPACE.params(architecture)
+    assert bundle.manifest.prepared_bytes > 0  # transformed weights stand in no file
 
 
 def test_two_builds_from_nothing_are_identical(
