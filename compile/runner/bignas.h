@@ -22,7 +22,8 @@ size_t bignas_output_floats(void);
 size_t bignas_workspace_bytes(void);
 
 /* Run the network once, on the calling thread, of whose stack it takes up to 1 MB, and those that were
- * started for it. Returns 0, or -1 when the workspace is not aligned. */
+ * started for it. The first call may take longer: it prepares weights, in memory of the library. Returns
+ * 0, or -1 when the workspace is not aligned. */
 int bignas_run(const float *input, float *output, void *workspace);
 
 /* Time `count` samples of `inner` runs each; nanoseconds[i] is the mean time of one run of sample i.
