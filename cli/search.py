@@ -85,7 +85,7 @@ __all__ = ["result_parts", "search"]
 @click.option(
     "--evaluations",
     type=click.IntRange(min=1),
-    show_default="150, or 32 that an accuracy predictor chooses",
+    show_default="150, or 12 that an accuracy predictor chooses",
     help="Architectures whose accuracy is evaluated.",
 )
 @click.option(

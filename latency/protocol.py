@@ -37,7 +37,7 @@ import numpy as np
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.measurement import Environment
 from bignas.latency.jobs import Job, Progress, Report, Settings, TimingResult
-from bignas.latency.sentinels import Sentinels, kind_of
+from bignas.latency.sentinels import Sentinels, company_of
 
 __all__ = ["Program", "ended_when_silent", "measure_with"]
 
@@ -127,8 +127,8 @@ def measure_with(
     assert calmest is not None
     if calmest.measured:
         reached = calmest.unsettled < calmest.measured
-        path, kind = program.references, kind_of(jobs)
-        Sentinels.recall(path, kind).remember(path, kind, calmest.found, reached)
+        path, company = program.references, company_of(jobs)
+        Sentinels.recall(path, company).remember(path, company, calmest.found, reached)
     results = [TimingResult((), failures.get(index, "not measured")) for index in range(len(jobs))]
     for index, samples in calmest.samples.items():
         if index not in failures:
@@ -201,7 +201,7 @@ def _run(
         raise MeasurementError(f"cannot start {program.command[0]}: {error.strerror}") from error
     assert process.stdin is not None
     assert process.stdout is not None
-    sentinels = Sentinels.recall(program.references, kind_of(jobs))
+    sentinels = Sentinels.recall(program.references, company_of(jobs))
     started, finished = -1, False
     hung = threading.Event()
     with process, ended_when_silent(process, hung, program.patience_seconds, cancelled) as alive:

@@ -1,42 +1,45 @@
 """What a machine can do when it is left alone, remembered from process to process.
 
-The stream through the shared cache takes as long as what it reads has been left alone: from one
-reading to the next, kernels take much less time than networks. So the best reading is remembered
-for each kind of jobs. What the core can do is the same beside all.
+The stream through the shared cache takes as long as what it reads has been left alone, and as other
+data have taken its place: from one reading to the next, kernels take much less time than networks,
+and small networks touch much less than big ones (docs/decisions.md, "The best reading of the memory
+sentinel"). So the best reading is remembered for each company: kernels, or networks of about the
+same size altogether. What the core can do is the same beside all.
 """
 
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from bignas.device_db.files import write_atomically
 from bignas.latency.jobs import Job, NetworkJob, Settings
 
-__all__ = ["JobKind", "Sentinels", "kind_of", "references_of"]
+__all__ = ["BESIDE_KERNELS", "Sentinels", "company_of", "references_of"]
 
 FORGET_SECONDS = 3600.0  # after which a reference that is not reached gives way to a slower one
 MUCH_FASTER = 0.9  # of the reference: no rounding, but what the measuring program found far
 
 
-class JobKind(StrEnum):
-    """What runs between two readings of the sentinels."""
-
-    KERNELS = "kernels"
-    NETWORKS = "networks"
+BESIDE_KERNELS = "kernels"
 
 
-def kind_of(jobs: Sequence[Job]) -> JobKind:
-    """Return the kind of jobs that are measured together."""
-    networks = any(isinstance(one, NetworkJob) for one in jobs)
-    return JobKind.NETWORKS if networks else JobKind.KERNELS
+def company_of(jobs: Sequence[Job]) -> str:
+    """Return what runs between two readings of the sentinels when these jobs are measured together.
+
+    `BESIDE_KERNELS`, or networks with the power of two that their libraries have fewer bytes than.
+    """
+    networks = [one.library for one in jobs if isinstance(one, NetworkJob)]
+    if not networks:
+        return BESIDE_KERNELS
+    size = sum(path.stat().st_size for path in networks if path.is_file())
+    return f"networks below 2^{size.bit_length()} bytes"
 
 
 @dataclass(frozen=True, slots=True)
 class Sentinels:
-    """What the sentinels read on this machine beside jobs of one kind; 0: not known.
+    """What the sentinels read on this machine in one company; 0: not known.
 
     The core's is a reference that everything is measured at, the memory's the best that was seen.
     `reached_at` is when a process last came near them, in seconds since the epoch.
@@ -47,16 +50,12 @@ class Sentinels:
     reached_at: float = 0.0
 
     @classmethod
-    def recall(cls, path: Path, kind: JobKind) -> "Sentinels":
+    def recall(cls, path: Path, company: str) -> "Sentinels":
         """Return what earlier processes found; nothing when the file is missing or damaged."""
-        try:
-            content = json.loads(path.read_bytes())
-            memory_ns = float(content["memory_ns"].get(kind, 0.0))
-            return cls(float(content["core_ns"]), memory_ns, float(content["reached_at"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return cls()
+        core_ns, best_ns, reached_at = _read(path)
+        return cls(core_ns, best_ns.get(company, 0.0), reached_at)
 
-    def remember(self, path: Path, kind: JobKind, found: "Sentinels", reached: bool) -> None:
+    def remember(self, path: Path, company: str, found: "Sentinels", reached: bool) -> None:
         """Keep reference and best figures, unless they are not `reached` for `FORGET_SECONDS`.
 
         A neighbour makes a core slow for minutes: what is measured meanwhile belongs to the same
@@ -68,13 +67,23 @@ class Sentinels:
             core_ns = found.core_ns if found.core_ns < MUCH_FASTER * self.core_ns else self.core_ns
             memory_ns = min(self.memory_ns or found.memory_ns, found.memory_ns or self.memory_ns)
             reached_at = now if reached else self.reached_at
-        best_ns = {one: Sentinels.recall(path, one).memory_ns for one in JobKind}
+        _, best_ns, _ = _read(path)
         content = {
             "core_ns": core_ns,
-            "memory_ns": {**best_ns, kind: memory_ns},
+            "memory_ns": {**best_ns, company: memory_ns},
             "reached_at": reached_at,
         }
         write_atomically(path, json.dumps(content).encode())
+
+
+def _read(path: Path) -> tuple[float, dict[str, float], float]:
+    """The core's reference, the memory's by company, and when the core was last near its own."""
+    try:
+        content = json.loads(path.read_bytes())
+        best_ns = {str(one): float(best) for one, best in content["memory_ns"].items()}
+        return float(content["core_ns"]), best_ns, float(content["reached_at"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return 0.0, {}, 0.0
 
 
 def references_of(program: Path, settings: Settings) -> Path:

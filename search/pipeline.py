@@ -47,7 +47,7 @@ from bignas.search.context import Report, SearchContext, SearchProgress
 from bignas.search.delivery import Delivery
 from bignas.search.explore import Explorer, evaluated
 from bignas.search.pareto import pareto_front
-from bignas.search.refine import refinements
+from bignas.search.refine import quadratic_model, refinements
 from bignas.search.requirements import Requirements, Site
 from bignas.search.result import (
     RESULT,
@@ -74,6 +74,7 @@ CALIBRATION_IMAGES = 512  # while exploring; finalists get the whole calibration
 FRONT_MEMBERS = 8
 ROUNDS = 4  # of finalists, until one keeps the promise
 REFINEMENTS = 24  # at most, evaluated where finalists leave room; half of them before measuring
+PREDICTED_REFINEMENTS = 8  # where an accuracy predictor chooses them
 REFINEMENT_BATCH = 4  # of them, before it is asked again where there is room
 MEDIANS = math.sqrt(2) * MEDIAN_DEVIATION  # deviation between two medians, in single ones
 HEADROOM = (
@@ -189,7 +190,7 @@ class _Search:
         for _ in range(ROUNDS):
             chosen = self._finalists(waiting)
             final += self._evaluate([one.architecture for one in chosen], requirements)
-            final += self._refine(trials, final, requirements, REFINEMENTS // 2)
+            final += self._refine(trials, final, requirements)
             candidates = self._measure(self._finalists(_unmeasured(final, measured)))
             candidates += self._spend_rest(trials, final, [*measured, *candidates])
             measured += candidates
@@ -250,15 +251,17 @@ class _Search:
         told: Sequence[Trial],
         final: Sequence[Trial],
         requirements: Requirements,
-        most: int,
     ) -> list[Trial]:
-        """Evaluate up to so many that use what the best final one leaves, until that is little."""
+        """Evaluate some that use what the best final one leaves, until that is little."""
+        accuracy = self.context.accuracy
+        top1 = quadratic_model(self.space, told) if accuracy is None else accuracy.predict
+        most = (REFINEMENTS if accuracy is None else PREDICTED_REFINEMENTS) // 2
         most = min(most, self.config.evaluations)
         refined: list[Trial] = []
         while len(refined) < most:
             count = min(REFINEMENT_BATCH, most - len(refined))
             proposed = refinements(
-                self.space, told, [*final, *refined], requirements.loads, count
+                self.space, top1, [*final, *refined], requirements.loads, count
             )  # fmt: skip
             if not proposed:
                 break
@@ -279,7 +282,7 @@ class _Search:
         informed = self._informed(measured)
         known = {one.architecture: one for one in _loaded(final, informed)}
         known |= {one.architecture: one for one in self._as_measured(measured, informed)}
-        refined = self._refine(told, list(known.values()), informed, REFINEMENTS // 2)
+        refined = self._refine(told, list(known.values()), informed)
         final += refined
         promising = [
             one

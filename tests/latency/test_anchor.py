@@ -17,7 +17,7 @@ from bignas.latency.anchor import anchor_of, anchored
 from bignas.latency.harness import build_harness
 from bignas.latency.jobs import KernelJob, Settings
 from bignas.latency.local import measure
-from bignas.latency.sentinels import JobKind, Sentinels, references_of
+from bignas.latency.sentinels import BESIDE_KERNELS, Sentinels, references_of
 
 QUICK = Settings(rounds=5, sample_us=50.0, attempts=3)
 WAITING_NS = 20_000
@@ -82,7 +82,7 @@ def test_samples_are_given_at_the_reference(
     settings = replace(QUICK, anchor=waiting)
     references = references_of(build_harness(target), settings)
     known = Sentinels(factor * WAITING_NS, 0.0)
-    Sentinels().remember(references, JobKind.KERNELS, known, reached=True)
+    Sentinels().remember(references, BESIDE_KERNELS, known, reached=True)
     (found,) = measure([waiting], settings).results
     assert statistics.median(found.samples_ns) == pytest.approx(factor * WAITING_NS, rel=0.12)
 

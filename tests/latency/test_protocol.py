@@ -20,7 +20,7 @@ from bignas.latency import protocol
 from bignas.latency.evidence import runtime_version
 from bignas.latency.jobs import Job, KernelJob, NetworkJob, Settings
 from bignas.latency.local import measure, measuring_cores
-from bignas.latency.sentinels import FORGET_SECONDS, JobKind, Sentinels
+from bignas.latency.sentinels import BESIDE_KERNELS, FORGET_SECONDS, Sentinels, company_of
 
 QUICK = Settings(rounds=4, sample_us=20.0, stall_seconds=2.0)
 WORKLOAD = Workload(Operator.SCALE, 4, 4, 16, 16)
@@ -216,15 +216,15 @@ def test_the_sentinels_are_not_computed_by_the_compiler(library: Path) -> None:
     (path,) = cache_folder().glob(f"harness-*.chain.{QUICK.threads}.json")
     readings = json.loads(path.read_text())
     assert readings["core_ns"] > 300
-    assert readings["memory_ns"][JobKind.KERNELS] > 1000
+    assert readings["memory_ns"][BESIDE_KERNELS] > 1000
 
 
 def test_jobs_that_cannot_be_loaded_leave_the_references_alone(library: Path) -> None:
     measure(kernels(library, "fast"), QUICK)
     (path,) = cache_folder().glob(f"harness-*.chain.{QUICK.threads}.json")
-    before = Sentinels.recall(path, JobKind.KERNELS)
+    before = Sentinels.recall(path, BESIDE_KERNELS)
     measure(kernels(library, "no_such_symbol"), QUICK)
-    assert Sentinels.recall(path, JobKind.KERNELS) == before != Sentinels()
+    assert Sentinels.recall(path, BESIDE_KERNELS) == before != Sentinels()
 
 
 def test_references_only_get_better_until_they_are_not_reached_for_long(
@@ -236,10 +236,10 @@ def test_references_only_get_better_until_they_are_not_reached_for_long(
 
     def after(core_ns: float, memory_ns: float, reached: bool) -> Sentinels:
         found = Sentinels(core_ns, memory_ns)
-        Sentinels.recall(path, JobKind.KERNELS).remember(path, JobKind.KERNELS, found, reached)
-        return Sentinels.recall(path, JobKind.KERNELS)
+        Sentinels.recall(path, BESIDE_KERNELS).remember(path, BESIDE_KERNELS, found, reached)
+        return Sentinels.recall(path, BESIDE_KERNELS)
 
-    assert Sentinels.recall(path, JobKind.KERNELS) == Sentinels()
+    assert Sentinels.recall(path, BESIDE_KERNELS) == Sentinels()
     assert after(100.0, 900.0, True) == Sentinels(100.0, 900.0, 1000.0)
     assert after(99.9, 950.0, True) == Sentinels(100.0, 900.0, 1000.0)  # rounded
     assert after(100.0, 0.0, True) == Sentinels(100.0, 900.0, 1000.0)  # nothing needed the memory
@@ -251,21 +251,39 @@ def test_references_only_get_better_until_they_are_not_reached_for_long(
     assert after(100.0, 880.0, True) == Sentinels(100.0, 880.0, clock[0])
 
 
-def test_memory_is_remembered_for_each_kind_of_jobs_and_the_core_for_all(tmp_path: Path) -> None:
+def test_memory_is_remembered_for_each_company_and_the_core_for_all(tmp_path: Path) -> None:
     path = tmp_path / "sentinels.json"
 
-    def after(kind: JobKind, core_ns: float, memory_ns: float) -> Sentinels:
-        known = Sentinels.recall(path, kind)
-        known.remember(path, kind, Sentinels(core_ns, memory_ns), reached=True)
-        return Sentinels.recall(path, kind)
+    def after(company: str, core_ns: float, memory_ns: float) -> Sentinels:
+        known = Sentinels.recall(path, company)
+        known.remember(path, company, Sentinels(core_ns, memory_ns), reached=True)
+        return Sentinels.recall(path, company)
 
-    assert after(JobKind.KERNELS, 100.0, 900.0).memory_ns == 900.0
-    assert Sentinels.recall(path, JobKind.NETWORKS).memory_ns == 0.0
-    networks = after(JobKind.NETWORKS, 99.0, 2500.0)
+    assert after(BESIDE_KERNELS, 100.0, 900.0).memory_ns == 900.0
+    assert Sentinels.recall(path, "networks").memory_ns == 0.0
+    networks = after("networks", 99.0, 2500.0)
     assert (networks.core_ns, networks.memory_ns) == (100.0, 2500.0)
-    assert after(JobKind.NETWORKS, 100.0, 2700.0).memory_ns == 2500.0
-    kernels = Sentinels.recall(path, JobKind.KERNELS)
+    assert after("networks", 100.0, 2700.0).memory_ns == 2500.0
+    kernels = Sentinels.recall(path, BESIDE_KERNELS)
     assert (kernels.core_ns, kernels.memory_ns) == (100.0, 900.0)
+
+
+def test_networks_of_about_the_same_size_are_one_company(tmp_path: Path) -> None:
+    def networks(*sizes: int) -> list[NetworkJob]:
+        jobs = []
+        for number, size in enumerate(sizes):
+            path = tmp_path / f"{size}-{number}.so"
+            path.write_bytes(b"." * size)
+            jobs.append(NetworkJob(path))
+        return jobs
+
+    kernel = KernelJob(tmp_path / "kernel.so", "kernel", WORKLOAD)
+    alone = company_of(networks(1500))
+    assert company_of([kernel]) == BESIDE_KERNELS != alone
+    assert company_of(networks(1100, 900)) == company_of([*networks(1200), kernel]) == alone
+    assert company_of(networks(1500, 1500)) != alone
+    assert company_of(networks(700)) != alone
+    assert company_of([NetworkJob(tmp_path / "missing.so"), *networks(1500)]) == alone
 
 
 @pytest.mark.parametrize(
@@ -281,7 +299,7 @@ def test_memory_is_remembered_for_each_kind_of_jobs_and_the_core_for_all(tmp_pat
 def test_damaged_references_are_forgotten(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "sentinels.json"
     path.write_bytes(content)
-    assert Sentinels.recall(path, JobKind.KERNELS) == Sentinels()
+    assert Sentinels.recall(path, BESIDE_KERNELS) == Sentinels()
 
 
 def test_a_missing_compiler_names_a_package(

@@ -185,7 +185,7 @@ def test_predictions_choose_what_is_evaluated(tmp_path: Path, data: ImageData) -
     assert _explore(tmp_path / "b", space, data, config, accuracy=accuracy) == trials
 
 
-def test_half_of_what_an_evaluation_adds_to_a_prediction_counts(
+def test_a_quarter_of_what_an_evaluation_adds_to_a_prediction_counts(
     tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = _space()
@@ -201,7 +201,7 @@ def test_half_of_what_an_evaluation_adds_to_a_prediction_counts(
     with _opened_search(space, data, config, tmp_path, accuracy=accuracy) as search:
         evaluated = search._evaluate(children, search.requirements)
         predicted = accuracy.predict(children)
-        assert [one.top1 for one in evaluated] == pytest.approx((0.5 + predicted) / 2)
+        assert [one.top1 for one in evaluated] == pytest.approx((0.5 + 3 * predicted) / 4)
         found = search._measure(search._finalists(evaluated))
     assert {one.top1 for one in found} == {0.5}
     ranked = [children[place] for place in np.argsort(-predicted, kind="stable")]

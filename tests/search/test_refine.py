@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bignas.search.constraint import LatencyBudget
-from bignas.search.refine import refinements
+from bignas.search.refine import quadratic_model, refinements
 from bignas.search.trial import Trial
 from bignas.supernet.architecture import Architecture
 from tests.search.synthetic import evaluate, latency_ms, make_space
@@ -36,7 +36,7 @@ def told(count: int, most_load: float, seed: int = 0) -> list[Trial]:
 def test_they_use_the_room_within_the_limits(seed: int) -> None:
     trials = told(30, 0.8, seed)
     best = max(trials, key=lambda one: one.score)
-    proposed = refinements(SPACE, trials, trials, loads, 8)
+    proposed = refinements(SPACE, quadratic_model(SPACE, trials), trials, loads, 8)
     assert proposed
     assert len(set(proposed)) == len(proposed) <= 8
     assert not set(proposed) & {one.architecture for one in trials}
@@ -45,14 +45,26 @@ def test_they_use_the_room_within_the_limits(seed: int) -> None:
     assert (used >= (1 + best.load) / 2).all()
 
 
+def test_the_model_chooses() -> None:
+    trials = told(30, 0.8)
+
+    def smallness(architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        return -loads(architectures)
+
+    slowest, fastest = (
+        refinements(SPACE, model, trials, loads, 1)[0] for model in (loads, smallness)
+    )
+    assert loads([fastest])[0] < loads([slowest])[0]
+
+
 def test_no_room_no_proposals() -> None:
     trials = told(30, 1.0)
     full = [Trial(one.architecture, one.latency_ms, 0.995, one.top1) for one in trials]
-    assert refinements(SPACE, full, full, loads, 8) == []
+    assert refinements(SPACE, quadratic_model(SPACE, full), full, loads, 8) == []
 
 
 def test_the_same_trials_give_the_same_proposals() -> None:
     trials = told(30, 0.8)
-    first = refinements(SPACE, trials, trials, loads, 8)
-    assert refinements(SPACE, trials, trials, loads, 8) == first
-    assert refinements(SPACE, trials, trials, loads, 3) == first[:3]
+    first = refinements(SPACE, quadratic_model(SPACE, trials), trials, loads, 8)
+    assert refinements(SPACE, quadratic_model(SPACE, trials), trials, loads, 8) == first
+    assert refinements(SPACE, quadratic_model(SPACE, trials), trials, loads, 3) == first[:3]
