@@ -23,7 +23,7 @@ from bignas.latency.remote_bundle import check_fits
 __all__ = ["BENCH_SETTINGS", "MEDIAN_DEVIATION", "PROCESSES", "bench_bundle"]
 
 BENCH_SETTINGS = replace(CAREFUL, rounds=50, sample_us=1000.0)
-PROCESSES = 9  # whose samples are pooled: where its pages lie in the caches is drawn anew in each
+PROCESSES = 15  # whose samples are pooled: where its pages lie in the caches is drawn anew in each
 MEDIAN_DEVIATION = math.sqrt(math.pi / 2 / PROCESSES)  # of a median of so many, in single ones
 
 

@@ -1,7 +1,6 @@
 """Delivering what a search has chosen: bundles, verified and measured; the proof on test images."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,23 +30,7 @@ class Delivery:
     def __init__(self, context: SearchContext) -> None:
         self._context = context
 
-    def deliver_best(
-        self, candidates: Sequence[Candidate], headroom: float
-    ) -> tuple[dict[str, Bundle], Candidate] | None:
-        """Deliver the most accurate candidate that keeps its budgets, with headroom to spare.
-
-        None when no candidate does, or none whose binary does.
-        """
-        keeping = [one for one in candidates if one.keeps(headroom)]
-        keeping.sort(key=lambda one: (-one.expected_top1, one.measured_ms))
-        for number, candidate in enumerate(keeping):
-            self._context.report(SearchProgress("deliver", number, len(keeping), 0.0, ""))
-            bundles, best = self._deliver(candidate)
-            if best.keeps(headroom) and self._is_small_enough(bundles):
-                return bundles, best
-        return None
-
-    def _deliver(self, candidate: Candidate) -> tuple[dict[str, Bundle], Candidate]:
+    def deliver(self, candidate: Candidate) -> tuple[dict[str, Bundle], Candidate]:
         """Write and measure a bundle for each device; also the candidate as measured then."""
         bundles: dict[str, Bundle] = {}
         latencies: list[LatencyAt] = []
@@ -75,7 +58,7 @@ class Delivery:
         """Where the bundle for a site goes, in the folder of the search."""
         return BUNDLE if site is self._context.sites[0] else f"{BUNDLES}/{site.device.name}"
 
-    def _is_small_enough(self, bundles: dict[str, Bundle]) -> bool:
+    def are_small_enough(self, bundles: dict[str, Bundle]) -> bool:
         """Whether the bundles keep the limits of resources, as their manifests tell."""
         limits = self._context.config.limits.given()
         return all(

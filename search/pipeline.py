@@ -81,6 +81,7 @@ HEADROOM = (
     0.005  # of a budget, at least: on a quiet machine binaries came out up to 0.4% slower later
 )
 DEVIATIONS = 2.5  # of the same binary in another process, that are left of a budget
+RENEWALS = 3  # of what is measured, at most, when binaries do not keep the promise
 
 Array = NDArray[np.float64]
 
@@ -174,6 +175,7 @@ class _Search:
         self.explorer = Explorer(context, self.requirements, self.exploring)
         self.delivery = Delivery(context)
         self.top1: dict[Architecture, float] = {}  # on all validation images
+        self.too_large: set[Architecture] = set()  # as bundles
 
     def finish(self, trials: Sequence[Trial]) -> SearchResult:
         """Measure the finalists and the front, deliver the best that keeps the promise."""
@@ -194,8 +196,8 @@ class _Search:
             candidates = self._measure(self._finalists(_unmeasured(final, measured)))
             candidates += self._spend_rest(trials, final, [*measured, *candidates])
             measured += candidates
+            delivered = self._deliver(trials, final, measured)
             looked_at |= {one.architecture: one for one in final}
-            delivered = self.delivery.deliver_best(candidates, self.headroom)
             if delivered is not None:
                 return self._result(*delivered, measured, list(looked_at.values()))
             requirements = self._informed(measured)
@@ -203,7 +205,8 @@ class _Search:
             final = _reloaded(final, requirements)
             if not waiting and not _unmeasured(final, measured):
                 break
-        delivered = self.delivery.deliver_best(measured, headroom=0.0)
+        self.headroom = 0.0
+        delivered = self._deliver(trials, final, measured)
         if delivered is not None:
             return self._result(*delivered, measured, list(looked_at.values()))
         fastest = min((one.measured_ms for one in measured), default=float("nan"))
@@ -211,6 +214,38 @@ class _Search:
             f"none of {len(measured)} finalists keeps all limits when measured; the fastest takes"
             f" {fastest:.4g} ms on {self.sites[0].device.name}"
         )
+
+    def _deliver(
+        self, told: Sequence[Trial], final: list[Trial], measured: list[Candidate]
+    ) -> tuple[dict[str, Bundle], Candidate] | None:
+        """Deliver the most accurate finalist whose binary keeps the promise; None without one.
+
+        A binary that does not counts as it was measured then, and the room that all leave is
+        searched once more: the next best may be far less accurate. `final` and `measured` grow.
+        """
+        renewals = 0
+        while keeping := self._keeping(measured):
+            best = min(keeping, key=lambda one: (-one.expected_top1, one.measured_ms))
+            self.report(SearchProgress("deliver", 0, len(keeping), 0.0, ""))
+            bundles, delivered = self.delivery.deliver(best)
+            if not self.delivery.are_small_enough(bundles):
+                self.too_large.add(best.architecture)
+            elif delivered.keeps_again(best, self.headroom):
+                return bundles, delivered
+            else:
+                measured[measured.index(best)] = delivered
+            if renewals < RENEWALS:
+                renewals += 1
+                measured += self._spend_rest(told, final, measured)
+        return None
+
+    def _keeping(self, measured: Sequence[Candidate]) -> list[Candidate]:
+        """What keeps all limits as measured, with headroom."""
+        return [
+            one
+            for one in measured
+            if one.keeps(self.headroom) and one.architecture not in self.too_large
+        ]
 
     def _finalists(self, waiting: Sequence[Trial]) -> list[Trial]:
         """The most accurate ones and, when latency counts too, the front."""
@@ -276,7 +311,7 @@ class _Search:
         What was predicted to fill a budget may break it, and the next best leave a part of it. What
         is evaluated is added to `final`.
         """
-        keeping = [one.expected_top1 for one in measured if one.keeps(self.headroom)]
+        keeping = [one.expected_top1 for one in self._keeping(measured)]
         if not keeping:
             return []
         informed = self._informed(measured)

@@ -1,7 +1,7 @@
 """What a search found, as values and as the content of result.json."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -119,6 +119,18 @@ class Candidate:
     def keeps(self, headroom: float) -> bool:
         """Whether it keeps all budgets as measured, with a share of them to spare."""
         return all(one.keeps(headroom) for one in self.latencies)
+
+    def keeps_again(self, before: "Candidate", headroom: float) -> bool:
+        """Whether it keeps all budgets, and with what it was measured at before with some to spare.
+
+        A latency known from two measurements is surer than one that passed a limit once, perhaps
+        by luck.
+        """
+        both = [
+            replace(now, measured_ms=(now.measured_ms + then.measured_ms) / 2)
+            for now, then in zip(self.latencies, before.latencies, strict=True)
+        ]
+        return self.kept and all(one.keeps(headroom) for one in both)
 
     @property
     def measured_ms(self) -> float:

@@ -25,9 +25,10 @@ from bignas.latency.profile import profile_space, space_workloads
 from bignas.search import pipeline
 from bignas.search import strategy as registry
 from bignas.search.context import SearchContext, SearchProgress
+from bignas.search.delivery import Delivery
 from bignas.search.pipeline import run_search
 from bignas.search.requirements import Site
-from bignas.search.result import SearchConfig
+from bignas.search.result import Candidate, LatencyAt, SearchConfig
 from bignas.search.strategy import BUILT_IN
 from bignas.search.trial import Trial
 from bignas.search.trial_log import TrialLog
@@ -361,6 +362,59 @@ def test_the_more_processes_differ_the_more_of_a_budget_is_left(
         max(pipeline.HEADROOM, pipeline.DEVIATIONS * pipeline.MEDIANS * noise), rel=0.3
     )
     assert len(candidates) == len(trials)
+
+
+def test_a_binary_that_misses_the_budget_is_replaced_by_one_that_uses_it(
+    tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first binary is a tenth slower than measured; all other finalists are far too fast."""
+    space = _space()
+    predictor, budget_ms = _predictor(space), _middle_budget_ms(space)
+    predictor = dataclasses.replace(predictor, interval=Interval(0.01, 0.01, 0.0, 1.0))
+    delivered: list[Candidate] = []
+
+    def measure_at(_: object, __: Site, architectures: Sequence[Architecture]) -> np.ndarray:
+        latency_ms = predictor.predict(architectures).latency_ms
+        return np.repeat(latency_ms[:, None], PROCESSES, axis=1)
+
+    def deliver(_: object, candidate: Candidate) -> tuple[dict[str, Bundle], Candidate]:
+        (at,) = candidate.latencies
+        slower = 1.0 if delivered else 1.1
+        later = dataclasses.replace(at, measured_ms=at.measured_ms * slower)
+        delivered.append(dataclasses.replace(candidate, latencies=(later,)))
+        return {}, delivered[-1]
+
+    def top1(architecture: Architecture) -> float:
+        return float(predictor.predict([architecture]).latency_ms[0])
+
+    monkeypatch.setattr(pipeline._Search, "_measure_at", measure_at)
+    monkeypatch.setattr(Delivery, "deliver", deliver)
+    monkeypatch.setattr(
+        ChildEvaluator, "evaluate", lambda _, archs, *__: [top1(one) for one in archs]
+    )
+    with _opened_search(space, data, SearchConfig(budget_ms), tmp_path, predictor) as search:
+        children = sorted(draw_children(space, 60, seed=0), key=top1)
+        keeping = [one for one in children if top1(one) <= budget_ms * (1 - search.headroom)]
+        final = search._evaluate([*keeping[:3], keeping[-1]], search.requirements)
+        measured = search._measure(final)
+        found = search._deliver(final, final, measured)
+    assert found is not None
+    missed, best = delivered[0], found[1]
+    assert missed.architecture == keeping[-1] != best.architecture
+    assert missed in measured
+    assert 0.9 * budget_ms < best.measured_ms <= budget_ms
+    assert best.measured_ms > 1.5 * top1(keeping[2])
+
+
+def test_two_measurements_count_more_than_one() -> None:
+    def candidate(measured_ms: float) -> Candidate:
+        at = LatencyAt("local", 1.0, 0.9, (0.8, 1.0), 0.5, measured_ms)
+        return Candidate(_space().smallest(), 0.5, 1, 1, (at,))
+
+    assert candidate(0.97).keeps_again(candidate(0.95), headroom=0.04)
+    assert not candidate(0.98).keeps_again(candidate(0.95), headroom=0.04)
+    assert not candidate(1.01).keeps_again(candidate(0.8), headroom=0.04)
+    assert candidate(1.0).keeps_again(candidate(1.0), headroom=0.0)
 
 
 def test_what_is_left_as_measured_is_spent(
