@@ -2,9 +2,9 @@
 
 The stream through the shared cache takes as long as what it reads has been left alone, and as other
 data have taken its place: from one reading to the next, kernels take much less time than networks,
-and small networks touch much less than big ones (docs/decisions.md, "The best reading of the memory
-sentinel"). So the best reading is remembered for each company: kernels, or networks of about the
-same size altogether. What the core can do is the same beside all.
+and small networks touch much less than big ones (docs/decisions.md, "Good readings of the memory
+sentinel"). So good readings are remembered for each company: kernels, or networks of about the same
+size altogether. What the core can do is the same beside all.
 """
 
 import json
@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from bignas.device_db.files import write_atomically
 from bignas.latency.jobs import Job, NetworkJob, Settings
@@ -20,6 +21,7 @@ __all__ = ["BESIDE_KERNELS", "Sentinels", "company_of", "references_of"]
 
 FORGET_SECONDS = 3600.0  # after which a reference that is not reached gives way to a slower one
 MUCH_FASTER = 0.9  # of the reference: no rounding, but what the measuring program found far
+LATEST = 9  # processes whose good readings of the memory count: the best ever may be a rare luck
 
 
 BESIDE_KERNELS = "kernels"
@@ -41,8 +43,9 @@ def company_of(jobs: Sequence[Job]) -> str:
 class Sentinels:
     """What the sentinels read on this machine in one company; 0: not known.
 
-    The core's is a reference that everything is measured at, the memory's the best that was seen.
-    `reached_at` is when a process last came near them, in seconds since the epoch.
+    The core's is a reference that everything is measured at, the memory's the median of what the
+    latest processes found. `reached_at` is when one last came near the core's, in seconds since the
+    epoch.
     """
 
     core_ns: float = 0.0
@@ -52,36 +55,38 @@ class Sentinels:
     @classmethod
     def recall(cls, path: Path, company: str) -> "Sentinels":
         """Return what earlier processes found; nothing when the file is missing or damaged."""
-        core_ns, best_ns, reached_at = _read(path)
-        return cls(core_ns, best_ns.get(company, 0.0), reached_at)
+        core_ns, readings_ns, reached_at = _read(path)
+        return cls(core_ns, median(readings_ns.get(company, [0.0])), reached_at)
 
     def remember(self, path: Path, company: str, found: "Sentinels", reached: bool) -> None:
-        """Keep reference and best figures, unless they are not `reached` for `FORGET_SECONDS`.
+        """Add what was found; the core's reference stays unless not `reached` for `FORGET_SECONDS`.
 
         A neighbour makes a core slow for minutes: what is measured meanwhile belongs to the same
         reference. A core that is much faster gives a new one at once.
         """
         now = time.time()
-        core_ns, memory_ns, reached_at = found.core_ns, found.memory_ns, now
-        if self != Sentinels() and (reached or now - self.reached_at < FORGET_SECONDS):
+        core_ns, reached_at = found.core_ns, now
+        if self.core_ns and (reached or now - self.reached_at < FORGET_SECONDS):
             core_ns = found.core_ns if found.core_ns < MUCH_FASTER * self.core_ns else self.core_ns
-            memory_ns = min(self.memory_ns or found.memory_ns, found.memory_ns or self.memory_ns)
             reached_at = now if reached else self.reached_at
-        _, best_ns, _ = _read(path)
-        content = {
-            "core_ns": core_ns,
-            "memory_ns": {**best_ns, company: memory_ns},
-            "reached_at": reached_at,
-        }
+        _, readings_ns, _ = _read(path)
+        if found.memory_ns:
+            latest = [*readings_ns.get(company, []), found.memory_ns]
+            readings_ns[company] = latest[-LATEST:]
+        content = {"core_ns": core_ns, "memory_ns": readings_ns, "reached_at": reached_at}
         write_atomically(path, json.dumps(content).encode())
 
 
-def _read(path: Path) -> tuple[float, dict[str, float], float]:
-    """The core's reference, the memory's by company, and when the core was last near its own."""
+def _read(path: Path) -> tuple[float, dict[str, list[float]], float]:
+    """The core's reference, the memory's readings, and when the core was last near its own."""
     try:
         content = json.loads(path.read_bytes())
-        best_ns = {str(one): float(best) for one, best in content["memory_ns"].items()}
-        return float(content["core_ns"]), best_ns, float(content["reached_at"])
+        readings_ns = {
+            str(company): [float(one) for one in latest]
+            for company, latest in content["memory_ns"].items()
+            if latest
+        }
+        return float(content["core_ns"]), readings_ns, float(content["reached_at"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0.0, {}, 0.0
 

@@ -20,7 +20,7 @@ from bignas.latency import protocol
 from bignas.latency.evidence import runtime_version
 from bignas.latency.jobs import Job, KernelJob, NetworkJob, Settings
 from bignas.latency.local import measure, measuring_cores
-from bignas.latency.sentinels import BESIDE_KERNELS, FORGET_SECONDS, Sentinels, company_of
+from bignas.latency.sentinels import BESIDE_KERNELS, FORGET_SECONDS, LATEST, Sentinels, company_of
 
 QUICK = Settings(rounds=4, sample_us=20.0, stall_seconds=2.0)
 WORKLOAD = Workload(Operator.SCALE, 4, 4, 16, 16)
@@ -216,7 +216,7 @@ def test_the_sentinels_are_not_computed_by_the_compiler(library: Path) -> None:
     (path,) = cache_folder().glob(f"harness-*.chain.{QUICK.threads}.json")
     readings = json.loads(path.read_text())
     assert readings["core_ns"] > 300
-    assert readings["memory_ns"][BESIDE_KERNELS] > 1000
+    assert min(readings["memory_ns"][BESIDE_KERNELS]) > 1000
 
 
 def test_jobs_that_cannot_be_loaded_leave_the_references_alone(library: Path) -> None:
@@ -227,7 +227,7 @@ def test_jobs_that_cannot_be_loaded_leave_the_references_alone(library: Path) ->
     assert Sentinels.recall(path, BESIDE_KERNELS) == before != Sentinels()
 
 
-def test_references_only_get_better_until_they_are_not_reached_for_long(
+def test_the_core_s_reference_stays_until_it_is_not_reached_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "sentinels.json"
@@ -241,14 +241,30 @@ def test_references_only_get_better_until_they_are_not_reached_for_long(
 
     assert Sentinels.recall(path, BESIDE_KERNELS) == Sentinels()
     assert after(100.0, 900.0, True) == Sentinels(100.0, 900.0, 1000.0)
-    assert after(99.9, 950.0, True) == Sentinels(100.0, 900.0, 1000.0)  # rounded
+    assert after(99.9, 900.0, True) == Sentinels(100.0, 900.0, 1000.0)  # rounded
     assert after(100.0, 0.0, True) == Sentinels(100.0, 900.0, 1000.0)  # nothing needed the memory
     clock[0] += FORGET_SECONDS / 2
-    assert after(170.0, 990.0, False) == Sentinels(100.0, 900.0, 1000.0)  # a neighbour
+    assert after(170.0, 900.0, False) == Sentinels(100.0, 900.0, 1000.0)  # a neighbour
     clock[0] += FORGET_SECONDS
-    assert after(170.0, 990.0, False) == Sentinels(170.0, 990.0, clock[0])  # another clock
-    assert after(100.0, 990.0, True) == Sentinels(100.0, 990.0, clock[0])
-    assert after(100.0, 880.0, True) == Sentinels(100.0, 880.0, clock[0])
+    assert after(170.0, 900.0, False) == Sentinels(170.0, 900.0, clock[0])  # another clock
+    assert after(100.0, 900.0, True) == Sentinels(100.0, 900.0, clock[0])
+
+
+def test_the_memory_s_reference_is_what_the_latest_processes_found_as_a_rule(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "sentinels.json"
+
+    def after(*memory_ns: float) -> float:
+        for one in memory_ns:
+            known = Sentinels.recall(path, BESIDE_KERNELS)
+            known.remember(path, BESIDE_KERNELS, Sentinels(100.0, one), reached=True)
+        return Sentinels.recall(path, BESIDE_KERNELS).memory_ns
+
+    assert after(900.0) == 900.0
+    assert after(910.0, 300.0, 905.0) == pytest.approx(900.0, rel=0.01)  # once quiet
+    assert after(2000.0, 920.0) == pytest.approx(900.0, rel=0.02)  # once busy
+    assert after(*[2000.0] * LATEST) == 2000.0  # busy from now on
 
 
 def test_memory_is_remembered_for_each_company_and_the_core_for_all(tmp_path: Path) -> None:
@@ -263,7 +279,7 @@ def test_memory_is_remembered_for_each_company_and_the_core_for_all(tmp_path: Pa
     assert Sentinels.recall(path, "networks").memory_ns == 0.0
     networks = after("networks", 99.0, 2500.0)
     assert (networks.core_ns, networks.memory_ns) == (100.0, 2500.0)
-    assert after("networks", 100.0, 2700.0).memory_ns == 2500.0
+    assert after("networks", 100.0, 2700.0).memory_ns == 2600.0
     kernels = Sentinels.recall(path, BESIDE_KERNELS)
     assert (kernels.core_ns, kernels.memory_ns) == (100.0, 900.0)
 
