@@ -234,7 +234,7 @@ class _Search:
                 return bundles, delivered
             else:
                 measured[measured.index(best)] = delivered
-            if renewals < RENEWALS:
+            if self.headroom > 0 and renewals < RENEWALS:  # at last no more is measured
                 renewals += 1
                 measured += self._spend_rest(told, final, measured)
         return None

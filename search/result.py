@@ -90,9 +90,9 @@ def expected_top1(evaluated: float, predicted: float | None) -> float:
     err by the images that they happen to have, and predictions of children of the shipped supernet
     by hardly anything else (docs/decisions.md, "A quarter of what an evaluation adds").
     """
-    return (
-        evaluated if predicted is None else predicted + EVALUATION_SHARE * (evaluated - predicted)
-    )
+    if predicted is None:
+        return evaluated
+    return predicted + EVALUATION_SHARE * (evaluated - predicted)
 
 
 @dataclass(frozen=True, slots=True)
