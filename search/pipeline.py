@@ -10,9 +10,9 @@
                binary differs says how much of a budget has to be left; then the same once more
                with what the best one leaves as measured
 3. deliver     the most accurate finalist that keeps all budgets becomes a bundle; its own binary is
-               verified and measured again, and the next finalist takes its place if it fails; when
-               none is left, the predictor is conditioned on what was measured, and tells which
-               further finalists to take
+               verified and measured again, and if it fails, what is left is searched once more and
+               the next finalist takes its place; when none is left, the predictor is conditioned on
+               what was measured, and tells which further finalists to take
 4. report      test images are looked at once, for the winner; result.json says what each figure is
 """
 

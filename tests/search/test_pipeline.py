@@ -1,7 +1,7 @@
 """The search as a whole: exact repetition and resumption, hopeless budgets, a delivered promise."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -346,6 +346,33 @@ def test_a_search_delivers_a_bundle_that_agrees_with_the_child(
     assert bench_bundle(bundle).latency_ms > 0
 
 
+def _exact_predictor(space: SearchSpace) -> LatencyPredictor:
+    return dataclasses.replace(_predictor(space), interval=Interval(0.01, 0.01, 0.0, 1.0))
+
+
+def _pretend(
+    monkeypatch: pytest.MonkeyPatch, predictor: LatencyPredictor, slower: float = 1.0
+) -> Callable[[Architecture], float]:
+    """Measuring says so many times what is predicted; accuracy is the share of the slowest's time.
+
+    Returns that accuracy.
+    """
+    slowest_ms = float(predictor.predict([predictor.space.biggest()]).latency_ms[0])
+
+    def measure_at(_: object, __: Site, architectures: Sequence[Architecture]) -> np.ndarray:
+        latency_ms = slower * predictor.predict(architectures).latency_ms
+        return np.repeat(latency_ms[:, None], PROCESSES, axis=1)
+
+    def top1(architecture: Architecture) -> float:
+        return float(predictor.predict([architecture]).latency_ms[0]) / slowest_ms
+
+    monkeypatch.setattr(pipeline._Search, "_measure_at", measure_at)
+    monkeypatch.setattr(
+        ChildEvaluator, "evaluate", lambda _, archs, *__: [top1(one) for one in archs]
+    )
+    return top1
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_the_more_processes_differ_the_more_of_a_budget_is_left(
     tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch, noise: float
@@ -369,13 +396,9 @@ def test_a_binary_that_misses_the_budget_is_replaced_by_one_that_uses_it(
 ) -> None:
     """The first binary is a tenth slower than measured; all other finalists are far too fast."""
     space = _space()
-    predictor, budget_ms = _predictor(space), _middle_budget_ms(space)
-    predictor = dataclasses.replace(predictor, interval=Interval(0.01, 0.01, 0.0, 1.0))
+    predictor, budget_ms = _exact_predictor(space), _middle_budget_ms(space)
+    top1 = _pretend(monkeypatch, predictor)
     delivered: list[Candidate] = []
-
-    def measure_at(_: object, __: Site, architectures: Sequence[Architecture]) -> np.ndarray:
-        latency_ms = predictor.predict(architectures).latency_ms
-        return np.repeat(latency_ms[:, None], PROCESSES, axis=1)
 
     def deliver(_: object, candidate: Candidate) -> tuple[dict[str, Bundle], Candidate]:
         (at,) = candidate.latencies
@@ -384,17 +407,11 @@ def test_a_binary_that_misses_the_budget_is_replaced_by_one_that_uses_it(
         delivered.append(dataclasses.replace(candidate, latencies=(later,)))
         return {}, delivered[-1]
 
-    def top1(architecture: Architecture) -> float:
-        return float(predictor.predict([architecture]).latency_ms[0])
-
-    monkeypatch.setattr(pipeline._Search, "_measure_at", measure_at)
     monkeypatch.setattr(Delivery, "deliver", deliver)
-    monkeypatch.setattr(
-        ChildEvaluator, "evaluate", lambda _, archs, *__: [top1(one) for one in archs]
-    )
     with _opened_search(space, data, SearchConfig(budget_ms), tmp_path, predictor) as search:
         children = sorted(draw_children(space, 60, seed=0), key=top1)
-        keeping = [one for one in children if top1(one) <= budget_ms * (1 - search.headroom)]
+        most_ms = budget_ms * (1 - search.headroom)
+        keeping = [one for one in children if predictor.predict([one]).latency_ms[0] <= most_ms]
         final = search._evaluate([*keeping[:3], keeping[-1]], search.requirements)
         measured = search._measure(final)
         found = search._deliver(final, final, measured)
@@ -403,7 +420,7 @@ def test_a_binary_that_misses_the_budget_is_replaced_by_one_that_uses_it(
     assert missed.architecture == keeping[-1] != best.architecture
     assert missed in measured
     assert 0.9 * budget_ms < best.measured_ms <= budget_ms
-    assert best.measured_ms > 1.5 * top1(keeping[2])
+    assert best.measured_ms > 1.5 * predictor.predict([keeping[2]]).latency_ms[0]
 
 
 def test_two_measurements_count_more_than_one() -> None:
@@ -422,21 +439,8 @@ def test_what_is_left_as_measured_is_spent(
 ) -> None:
     """Everything takes a tenth more than predicted, so that the most accurate break the budget."""
     space = _space()
-    predictor, budget_ms = _predictor(space), _middle_budget_ms(space)
-    predictor = dataclasses.replace(predictor, interval=Interval(0.01, 0.01, 0.0, 1.0))
-
-    def top1(architecture: Architecture) -> float:
-        slow, slowest = predictor.predict([architecture, space.biggest()]).latency_ms
-        return float(slow / slowest)
-
-    def measure_at(_: object, __: Site, architectures: Sequence[Architecture]) -> np.ndarray:
-        latency_ms = 1.1 * predictor.predict(architectures).latency_ms
-        return np.repeat(latency_ms[:, None], PROCESSES, axis=1)
-
-    monkeypatch.setattr(pipeline._Search, "_measure_at", measure_at)
-    monkeypatch.setattr(
-        ChildEvaluator, "evaluate", lambda _, archs, *__: [top1(one) for one in archs]
-    )
+    predictor, budget_ms = _exact_predictor(space), _middle_budget_ms(space)
+    _pretend(monkeypatch, predictor, slower=1.1)
     with _opened_search(space, data, SearchConfig(budget_ms), tmp_path, predictor) as search:
         children = draw_children(space, 60, seed=0)
         final = [one for one in search._evaluate(children, search.requirements) if one.feasible]
