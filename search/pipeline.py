@@ -7,8 +7,8 @@
 2. finalists   the best ones and the Pareto front are evaluated on all validation images, and so are
                children around them that use what the best one leaves of its limits; the best of all
                these are compiled and measured, interleaved, in several processes: how much the same
-               binary differs says how much of a budget has to be left; then the same again, as
-               long as it finds better ones in what the best one leaves as measured
+               binary differs says how much of a budget has to be left; then the same once more
+               with what the best one leaves as measured
 3. deliver     the most accurate finalist that keeps all budgets becomes a bundle; its own binary is
                verified and measured again, and if it fails, what is left is searched once more and
                the next finalist takes its place; when none is left, the predictor is conditioned on
@@ -57,6 +57,7 @@ from bignas.search.result import (
     Objective,
     SearchConfig,
     SearchResult,
+    expected_top1,
 )
 from bignas.search.trial import Trial
 from bignas.supernet.accuracy import AccuracyPredictor
@@ -73,14 +74,13 @@ CALIBRATION_IMAGES = 512  # while exploring; finalists get the whole calibration
 FRONT_MEMBERS = 8
 ROUNDS = 4  # of finalists, until one keeps the promise
 REFINEMENTS = 24  # at most, evaluated where finalists leave room; half of them before measuring
-PREDICTED_REFINEMENTS = 16  # where an accuracy predictor chooses them
+PREDICTED_REFINEMENTS = 8  # where an accuracy predictor chooses them
 REFINEMENT_BATCH = 4  # of them, before it is asked again where there is room
 MEDIANS = math.sqrt(2) * MEDIAN_DEVIATION  # deviation between two medians, in single ones
 HEADROOM = (
     0.005  # of a budget, at least: on a quiet machine binaries came out up to 0.4% slower later
 )
 DEVIATIONS = 2.5  # of the same binary in another process, that are left of a budget
-RESTS = 3  # times that what the best one leaves as measured is searched, at most
 RENEWALS = 3  # of what is measured, at most, when binaries do not keep the promise
 
 Array = NDArray[np.float64]
@@ -174,15 +174,12 @@ class _Search:
         ).leaving(self.headroom, config.seed)
         self.explorer = Explorer(context, self.requirements, self.exploring)
         self.delivery = Delivery(context)
-        self.accuracy = context.accuracy  # knows what was evaluated on all validation images
         self.top1: dict[Architecture, float] = {}  # on all validation images
         self.too_large: set[Architecture] = set()  # as bundles
 
     def finish(self, trials: Sequence[Trial]) -> SearchResult:
         """Measure the finalists and the front, deliver the best that keeps the promise."""
-        if self.accuracy is not None:  # exploring was on all validation images then
-            self._learn({one.architecture: one.top1 for one in trials if one.top1 is not None})
-        waiting = [one for one in trials if one.feasible and one.top1 is not None]
+        waiting = self._expecting([one for one in trials if one.feasible and one.top1 is not None])
         if not waiting:
             raise InfeasibleBudgetError(
                 f"the strategy {self.config.strategy!r} found no architecture that keeps all"
@@ -190,19 +187,15 @@ class _Search:
             )
         requirements = self.requirements
         looked_at = {one.architecture: one for one in trials}
-        final: list[Trial] = []  # evaluated on all validation images
+        final: list[Trial] = []  # evaluated on all validation images, with what is expected of them
         measured: list[Candidate] = []
         for _ in range(ROUNDS):
             chosen = self._finalists(waiting)
             final += self._evaluate([one.architecture for one in chosen], requirements)
             final += self._refine(trials, final, requirements)
             candidates = self._measure(self._finalists(_unmeasured(final, measured)))
+            candidates += self._spend_rest(trials, final, [*measured, *candidates])
             measured += candidates
-            for _ in range(RESTS):
-                more = self._spend_rest(trials, final, measured)
-                measured += more
-                if not more:
-                    break
             delivered = self._deliver(trials, final, measured)
             looked_at |= {one.architecture: one for one in final}
             if delivered is not None:
@@ -232,8 +225,7 @@ class _Search:
         """
         renewals = 0
         while keeping := self._keeping(measured):
-            expected = dict(zip(keeping, self._expected(keeping), strict=True))
-            best = min(keeping, key=lambda one: (-expected[one], one.measured_ms))
+            best = min(keeping, key=lambda one: (-one.expected_top1, one.measured_ms))
             self.report(SearchProgress("deliver", 0, len(keeping), 0.0, ""))
             bundles, delivered = self.delivery.deliver(best)
             if not self.delivery.are_small_enough(bundles):
@@ -256,9 +248,8 @@ class _Search:
         ]
 
     def _finalists(self, waiting: Sequence[Trial]) -> list[Trial]:
-        """The most accurate ones, as expected, and, when latency counts too, the front."""
-        expecting = self._expecting(waiting)
-        ranked = sorted(expecting, key=lambda one: (-(one.top1 or 0.0), one.latency_ms))
+        """The most accurate ones and, when latency counts too, the front."""
+        ranked = sorted(waiting, key=lambda one: (-(one.top1 or 0.0), one.latency_ms))
         chosen = ranked[: self.config.finalists]
         if self.config.objective is Objective.ACCURACY_AND_LATENCY:
             chosen += pareto_front(ranked)[-FRONT_MEMBERS:]
@@ -276,30 +267,19 @@ class _Search:
             self.context.processes,
             lambda done, total: self.report(SearchProgress("finalists", done, total, 0.0, "")),
         )
-        self._learn(dict(zip(architectures, top1, strict=True)))
+        self.top1.update(zip(architectures, top1, strict=True))
         trials = zip(architectures, latencies_ms.tolist(), loads.tolist(), top1, strict=True)
-        return [Trial(*one) for one in trials]
-
-    def _learn(self, top1: dict[Architecture, float]) -> None:
-        """Remember accuracies on all validation images; the predictor learns from them."""
-        self.top1 |= top1
-        if self.accuracy is not None:
-            self.accuracy = self.accuracy.conditioned(top1)
-
-    def _expected(self, found: Sequence[Trial | Candidate]) -> list[float]:
-        """The accuracies to expect on other images, by which architectures are compared.
-
-        Where there is a predictor, what it says after all that was evaluated: an evaluation errs by
-        the images that it happens to have, and those of children nearby tell something too.
-        """
-        if self.accuracy is not None:
-            return list(map(float, self.accuracy.predict([one.architecture for one in found])))
-        return [self.top1.get(one.architecture, one.top1 or 0.0) for one in found]
+        return self._expecting([Trial(*one) for one in trials])
 
     def _expecting(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials with the accuracies to expect of them."""
-        expected = self._expected(trials)
-        return [replace(one, top1=top1) for one, top1 in zip(trials, expected, strict=True)]
+        """Give evaluated trials the accuracy that is expected of them on other images."""
+        if self.context.accuracy is None or not trials:
+            return list(trials)
+        predicted = self.context.accuracy.predict([one.architecture for one in trials])
+        return [
+            replace(one, top1=expected_top1(one.top1 or 0.0, float(top1)))
+            for one, top1 in zip(trials, predicted, strict=True)
+        ]
 
     def _refine(
         self,
@@ -308,19 +288,16 @@ class _Search:
         requirements: Requirements,
     ) -> list[Trial]:
         """Evaluate some that use what the best final one leaves, until that is little."""
-        predicted = self.accuracy is not None
-        most = (PREDICTED_REFINEMENTS if predicted else REFINEMENTS) // 2
+        accuracy = self.context.accuracy
+        top1 = quadratic_model(self.space, told) if accuracy is None else accuracy.predict
+        most = (REFINEMENTS if accuracy is None else PREDICTED_REFINEMENTS) // 2
         most = min(most, self.config.evaluations)
         refined: list[Trial] = []
         while len(refined) < most:
             count = min(REFINEMENT_BATCH, most - len(refined))
-            model = (
-                quadratic_model(self.space, told)
-                if self.accuracy is None
-                else self.accuracy.predict
-            )
-            known = self._expecting([*final, *refined])
-            proposed = refinements(self.space, model, known, requirements.loads, count)
+            proposed = refinements(
+                self.space, top1, [*final, *refined], requirements.loads, count
+            )  # fmt: skip
             if not proposed:
                 break
             refined += self._evaluate(proposed, requirements)
@@ -334,7 +311,7 @@ class _Search:
         What was predicted to fill a budget may break it, and the next best leave a part of it. What
         is evaluated is added to `final`.
         """
-        keeping = self._keeping(measured)
+        keeping = [one.expected_top1 for one in self._keeping(measured)]
         if not keeping:
             return []
         informed = self._informed(measured)
@@ -342,9 +319,12 @@ class _Search:
         known |= {one.architecture: one for one in self._as_measured(measured, informed)}
         refined = self._refine(told, list(known.values()), informed)
         final += refined
-        best = max(self._expected(keeping))
-        waiting = self._expecting(_unmeasured([*known.values(), *refined], measured))
-        return self._measure(self._finalists([one for one in waiting if (one.top1 or 0.0) > best]))
+        promising = [
+            one
+            for one in _unmeasured([*known.values(), *refined], measured)
+            if (one.top1 or 0.0) > max(keeping)
+        ]
+        return self._measure(self._finalists(promising))
 
     def _informed(self, measured: Sequence[Candidate]) -> Requirements:
         """The requirements with all that measuring has told."""
@@ -363,7 +343,7 @@ class _Search:
             for site, at in zip(self.sites, one.latencies, strict=True):
                 shares[site.limit] = at.measured_ms / (at.budget_ms * (1 - self.headroom))
             load = max(shares.values())
-            found.append(Trial(one.architecture, one.measured_ms, load, one.top1))
+            found.append(Trial(one.architecture, one.measured_ms, load, one.expected_top1))
         return found
 
     def _measure(self, trials: Sequence[Trial]) -> list[Candidate]:
@@ -449,12 +429,6 @@ class _Search:
         trials: Sequence[Trial],
     ) -> SearchResult:
         first = self.sites[0]
-        best, *candidates = [
-            replace(one, expected_top1=top1)
-            for one, top1 in zip(
-                [best, *candidates], self._expected([best, *candidates]), strict=True
-            )
-        ]
         bundle = bundles[first.device.name]
         test_top1, agreement = self.delivery.prove(bundle, first.device, best.architecture)
         keeping = [one for one in candidates if one.kept]

@@ -18,7 +18,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
@@ -154,25 +154,6 @@ class AccuracyPredictor:
             winner,
             np.asarray(_optimised(winner, inputs, targets).kernel_.theta, dtype=np.float64),
             {kind: AccuracyError.between(one, targets) for kind, one in held_out.items()},
-        )
-
-    def conditioned(self, children: Mapping[Architecture, float]) -> Self:
-        """The same predictor with further evaluated children; those it knows stay as they are.
-
-        Their accuracies are fractions of the setting's images. The kernel's parameters and the
-        cross-validated errors remain those of the children it was fitted to. Raises
-        ArchitectureError for a child outside the space.
-        """
-        fresh = {arch: top1 for arch, top1 in children.items() if not self.knows(arch)}
-        if not fresh:
-            return self
-        for arch in fresh:
-            self.space.check(arch)
-        correct = np.rint(np.array(list(fresh.values())) * self.setting.images).astype(np.int64)
-        return replace(
-            self,
-            rows=np.concatenate([self.rows, _rows(self.space, list(fresh))]),
-            correct=np.concatenate([self.correct, correct]),
         )
 
     @property

@@ -186,32 +186,28 @@ def test_predictions_choose_what_is_evaluated(tmp_path: Path, data: ImageData) -
     assert _explore(tmp_path / "b", space, data, config, accuracy=accuracy) == trials
 
 
-def test_evaluations_flow_back_into_what_is_expected(
+def test_a_quarter_of_what_an_evaluation_adds_to_a_prediction_counts(
     tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = _space()
     accuracy = _accuracy(space, data)
-    monkeypatch.setattr(ChildEvaluator, "evaluate", lambda _, archs, *__: [0.05] * len(archs))
+    monkeypatch.setattr(ChildEvaluator, "evaluate", lambda _, archs, *__: [0.5] * len(archs))
     monkeypatch.setattr(
         pipeline._Search,
         "_measure_at",
         lambda _, __, archs: np.full((len(archs), PROCESSES), 0.001),
     )
     children = draw_children(space, 10, seed=1)
-    fresh = [one for one in children if not accuracy.knows(one)]
     config = SearchConfig(1e3, finalists=10)
     with _opened_search(space, data, config, tmp_path, accuracy=accuracy) as search:
-        final = search._evaluate(fresh, search.requirements)
-        assert {one.top1 for one in final} == {0.05}
-        expected = np.array(search._expected(final))
-        found = search._measure(search._finalists(final))
-    assert {one.top1 for one in found} == {0.05}
-    assert [one.predicted_top1 for one in found] == pytest.approx(
-        accuracy.predict([one.architecture for one in found])
-    )
-    assert (expected < accuracy.predict(fresh)).all()
-    known = accuracy.conditioned(dict.fromkeys(fresh, 0.05))
-    assert expected == pytest.approx(known.predict(fresh))
+        evaluated = search._evaluate(children, search.requirements)
+        predicted = accuracy.predict(children)
+        assert [one.top1 for one in evaluated] == pytest.approx((0.5 + 3 * predicted) / 4)
+        found = search._measure(search._finalists(evaluated))
+    assert {one.top1 for one in found} == {0.5}
+    ranked = [children[place] for place in np.argsort(-predicted, kind="stable")]
+    best = max(found, key=lambda one: one.expected_top1)
+    assert accuracy.predict([best.architecture])[0] == accuracy.predict(ranked[:1])[0]
 
 
 def test_an_interrupted_search_with_predictions_continues(tmp_path: Path, data: ImageData) -> None:

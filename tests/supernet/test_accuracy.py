@@ -104,21 +104,6 @@ def test_its_own_arithmetic_is_that_of_the_process(
     assert one.predict_rows(rows) == pytest.approx(expected, abs=1e-9)
 
 
-def test_it_learns_from_further_children(predictor: AccuracyPredictor) -> None:
-    """Of children that are all worse than predicted, and through them of those nearby."""
-    children = [one for one in fresh(12) if not predictor.knows(one)]
-    worse = {one: saturating(one) - 0.05 for one in children[:8]}
-    learned = predictor.conditioned(worse)
-    before, after = (one.predict(children) for one in (predictor, learned))
-    told = np.array([worse[one] for one in children[:8]])
-    assert (np.abs(after[:8] - told) < np.abs(before[:8] - told)).all()
-    assert after[8:].mean() < before[8:].mean()
-    assert all(learned.knows(one) for one in worse)
-    assert learned.digest != predictor.digest
-    assert learned.conditioned(dict.fromkeys(worse, 0.1)) is learned
-    assert predictor.conditioned({}) is predictor
-
-
 def test_it_comes_back_from_the_disk(predictor: AccuracyPredictor, tmp_path: Path) -> None:
     path = tmp_path / "net.accuracy.json"
     path.write_bytes(predictor.to_bytes())
