@@ -8,16 +8,18 @@ child, spread over the range of MACs, is trained from scratch for the same numbe
 same data, order, augmentation, rate and regularisation as the supernet, by the same trainer, in a
 space that holds nothing else: one child a step, which learns from the labels. Both are evaluated
 alike, batch norms recalibrated. Stopped at any time it goes on where it was; results are written
-after each child.
+after each child. With --processes several children are trained at once, the biggest first, and
+share the processors: each with fewer threads, which wait less for each other.
 """
 
 import argparse
 import json
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from job_pool import results, threads_each
 
 from bignas.device_db.errors import ArchitectureError
 from bignas.device_db.files import write_atomically
@@ -34,6 +36,7 @@ from bignas.supernet.train import TrainProgress, train
 
 SPLITS = (SplitName.VALIDATION, SplitName.TEST)
 TOP1 = ("inherited_top1", "standalone_top1")
+SHOWN_EVERY = 500  # steps
 
 
 def main() -> None:
@@ -44,18 +47,20 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the children that are drawn")
     parser.add_argument("--options", type=json.loads, default={}, metavar="JSON")
+    parser.add_argument("--processes", type=int, default=1, help="children trained at once")
     parser.add_argument("--runs", type=Path, default=Path("runs/standalone"))
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     _, checkpoint = load_checkpoint(options.checkpoint)
     data = load_data(options.data)
-    config = recipe(checkpoint, options.options)
+    shared = {"threads": threads_each(options.processes)}
+    config = recipe(checkpoint, shared | options.options)
     content: dict[str, Any] = {
         "space": checkpoint.space.name,
         "data": data.name,
         "weights": checkpoint.digest,
         "epochs": checkpoint.epochs_done,
-        "recipe": config.to_dict(),
+        "recipe": config.identity(),
         "images": {split.value: len(data.split(split)) for split in SPLITS},
     }
     known = earlier(options.json, content)
@@ -63,18 +68,23 @@ def main() -> None:
     archs = spread_children(
         space, options.children, options.seed, lambda arch: can_be_alone(space, arch)
     )
-    rows: list[dict[str, Any]] = []
+    missing = [arch for arch in reversed(archs) if arch.key not in known]
+    outs = [
+        options.runs / f"{space.macs(arch)}-{archs.index(arch)}.safetensors" for arch in missing
+    ]
+    jobs = [
+        partial(train_alone, space, arch, options.data, config, out)
+        for arch, out in zip(missing, outs, strict=True)
+    ]
     with Store.open() as store:
-        for number, arch in enumerate(archs):
-            row = known.get(arch.key)
-            if row is None:
-                out = options.runs / f"{space.macs(arch)}-{number}.safetensors"
-                row = compare(checkpoint, arch, data, config, out, store)
-            rows.append(row)
+        for place, _ in results(jobs, options.processes):
+            arch, (_, alone) = missing[place], load_checkpoint(outs[place])
+            known[arch.key] = row = compare(checkpoint, alone, arch, data, store)
+            rows = [known[arch.key] for arch in archs if arch.key in known]
             result = {**content, "summary": summary(rows), "children": rows}
             write_atomically(options.json, f"{json.dumps(result, indent=1)}\n".encode())
-            print("\r" + json.dumps({key: row[key] for key in ("macs", *TOP1)}), flush=True)
-    print(json.dumps(summary(rows), indent=1))
+            print(json.dumps({key: row[key] for key in ("macs", *TOP1)}), flush=True)
+    print(json.dumps(summary([known[arch.key] for arch in archs]), indent=1))
 
 
 def recipe(checkpoint: Checkpoint, changes: dict[str, Any]) -> TrainConfig:
@@ -92,23 +102,22 @@ def can_be_alone(space: SearchSpace, arch: Architecture) -> bool:
     return True
 
 
+def train_alone(
+    space: SearchSpace, arch: Architecture, data_name: str, config: TrainConfig, out: Path
+) -> None:
+    """Train one child alone, or go on with it, and write its weights to `out`."""
+    shown = partial(show, space.macs(arch))
+    train(space.only(arch), load_data(data_name), out, config, shown)
+
+
 def compare(
-    checkpoint: Checkpoint,
-    arch: Architecture,
-    data: ImageData,
-    config: TrainConfig,
-    out: Path,
-    store: Store,
+    checkpoint: Checkpoint, alone: Checkpoint, arch: Architecture, data: ImageData, store: Store
 ) -> dict[str, Any]:
-    """Train one child alone (or go on with it), and evaluate it both ways."""
-    start = time.monotonic()
-    alone = train(checkpoint.space.only(arch), data, out, config, show)
-    minutes = (time.monotonic() - start) / 60
+    """Accuracies of one child out of the supernet and of the one trained alone."""
     row: dict[str, Any] = {
         "arch": arch.to_dict(),
         "macs": checkpoint.space.macs(arch),
         "params": checkpoint.space.params(arch),
-        "last_minutes": minutes,
     }
     for name, one in zip(TOP1, (checkpoint, alone), strict=True):
         row[name] = {
@@ -118,11 +127,12 @@ def compare(
     return row
 
 
-def show(progress: TrainProgress) -> None:
+def show(macs: int, progress: TrainProgress) -> None:
     """Where the training of a child stands."""
-    if progress.step % 50 == 0:
+    if progress.step % SHOWN_EVERY == 0 or progress.step == progress.total_steps:
+        at = f"step {progress.step} of {progress.total_steps}"
         left = f"{progress.eta_seconds / 60:.0f} min left"
-        print(f"\rstep {progress.step} of {progress.total_steps}, {left} ", end="", flush=True)
+        print(f"{macs / 1e6:.1f} MMACs: {at}, loss {progress.loss:.3f}, {left}", flush=True)
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
