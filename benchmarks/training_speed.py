@@ -1,12 +1,14 @@
 """How fast sandwich steps are, and what each measure for speed contributes, side by side.
 
     python benchmarks/training_speed.py --json benchmarks/results/training_speed.json
-    python benchmarks/training_speed.py --space bignas --batch-size 16 --turns 1 --steps 3 \
+    python benchmarks/training_speed.py --space bignas --resolution 224 --batch-size 16 --turns 2 \
+        --steps 4 --variants "torch kernels" "mixed precision, memory kept" \
         --json benchmarks/results/training_speed_bignas.json
 
 First whole training steps of the real `train`, on random images: each variant runs a few steps in a
 process of its own, with the environment of `bignas train`, the variants take turns, and the median
-step of all turns counts; the memory is the most that a process ever had. Steps of bfloat16 are slow
+step of all turns counts; the memory is the most that a process ever had. With --resolution all
+children are trained at that one. Steps of bfloat16 are slow
 at first, as code is generated for each new shape: take some hundred. Then forward and backward of
 the biggest child alone, in turns within one process: with torch's kernels, the fused ones, in mixed
 precision and under torch's autocast, and its static twin; with --compile also through
@@ -14,6 +16,7 @@ torch.compile, whose compile time stands beside.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -66,16 +69,21 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="a turn, the first is not counted")
     parser.add_argument("--compile", action="store_true", help="torch.compile, too: takes minutes")
+    parser.add_argument("--resolution", type=int, help="the only one; all when left out")
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), metavar="NAME")
     parser.add_argument("--variant", help="measure one turn of this variant and print it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     space = load_space(options.space)
+    if options.resolution:
+        space = dataclasses.replace(space, resolutions=(options.resolution,))
     if options.variant:
         print(json.dumps(turn(space, VARIANTS[options.variant], options)))
         return
     device = probe_local()
     content = {
         "space": space.name,
+        "resolutions": space.resolutions,
         "cpu": device.cpu_model,
         "threads": options.threads,
         "batch_size": options.batch_size,
@@ -90,14 +98,16 @@ def main() -> None:
 
 def step_speeds(options: argparse.Namespace) -> dict[str, Any]:
     """Images a second of each variant, their ratio to the baseline, and the memory it takes."""
-    speeds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    peak_mb = dict.fromkeys(VARIANTS, 0.0)
+    names = list(dict.fromkeys([BASELINE, *options.variants]))
+    speeds: dict[str, list[float]] = {name: [] for name in names}
+    peak_mb = dict.fromkeys(names, 0.0)
     for _ in range(options.turns):
         for name, values in speeds.items():
             command = [
                 sys.executable, __file__, "--space", options.space, "--variant", name,
                 "--steps", str(options.steps), "--threads", str(options.threads),
                 "--batch-size", str(options.batch_size),
+                *(["--resolution", str(options.resolution)] if options.resolution else []),
             ]  # fmt: skip
             environment = {PRIMITIVES: str(PRIMITIVES_KEPT)} | os.environ
             done = subprocess.run(

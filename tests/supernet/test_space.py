@@ -280,15 +280,31 @@ def test_a_foreign_architecture_is_named(change: dict[str, object], words: str) 
         space.encode(arch)
 
 
-def test_children_have_the_size_of_the_published_ones() -> None:
-    """S, M, L and XL of the paper: some child has both its MACs and parameters within 5%."""
+@pytest.mark.parametrize(
+    "published", [(242, 4.5), (418, 5.5), (586, 6.4), (1040, 9.5)], ids=["S", "M", "L", "XL"]
+)
+def test_children_have_the_size_of_the_published_ones(published: tuple[float, float]) -> None:
+    """Some child has its million MACs within 1% and its million parameters within 3%."""
     space = load_space("bignas")
-    rng = np.random.default_rng(0)
-    archs = [space.sample(rng) for _ in range(4000)]
-    small = [dataclasses.replace(arch, resolution=192) for arch in archs]
-    small += [space.cross(arch, space.smallest(), rng) for arch in small]
-    figures = np.array(
-        [(space.macs(arch) / 1e6, space.params(arch) / 1e6) for arch in archs + small]
-    )
-    for published in ((242, 4.5), (418, 5.5), (586, 6.4), (1040, 9.5)):
-        assert np.abs(figures / published - 1).max(axis=1).min() < 0.05
+    counts = [len(options) for _, options in space.dimensions()]
+
+    def distance(indices: list[int]) -> float:
+        """How far off, in tolerances."""
+        arch = space.at(indices)
+        figures = np.array([space.macs(arch), space.params(arch)]) / 1e6
+        return float((np.abs(figures / published - 1) / (0.01, 0.03)).max())
+
+    nearest = np.inf
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        indices = [int(rng.integers(count)) for count in counts]
+        for _ in range(3000):
+            changed = list(indices)
+            for place in rng.choice(len(counts), 3, replace=False):
+                changed[place] = int(rng.integers(counts[place]))
+            if distance(changed) <= distance(indices):
+                indices = changed
+        nearest = min(nearest, distance(indices))
+        if nearest <= 1:
+            break
+    assert nearest <= 1
