@@ -77,9 +77,7 @@ REFINEMENTS = 24  # at most, evaluated where finalists leave room; half of them 
 PREDICTED_REFINEMENTS = 8  # where an accuracy predictor chooses them
 REFINEMENT_BATCH = 4  # of them, before it is asked again where there is room
 MEDIANS = math.sqrt(2) * MEDIAN_DEVIATION  # deviation between two medians, in single ones
-HEADROOM = (
-    0.005  # of a budget, at least: on a quiet machine binaries came out up to 0.4% slower later
-)
+HEADROOM = 0.005  # of a budget, at least: on a quiet machine binaries were up to 0.4% slower later
 DEVIATIONS = 2.5  # of the same binary in another process, that are left of a budget
 RENEWALS = 3  # of what is measured, at most, when binaries do not keep the promise
 
@@ -223,11 +221,13 @@ class _Search:
         A binary that does not counts as it was measured then, and the room that all leave is
         searched once more: the next best may be far less accurate. `final` and `measured` grow.
         """
-        renewals = 0
+        attempts = renewals = 0
         while keeping := self._keeping(measured):
             best = min(keeping, key=lambda one: (-one.expected_top1, one.measured_ms))
-            self.report(SearchProgress("deliver", 0, len(keeping), 0.0, ""))
+            self.report(SearchProgress("deliver", attempts, attempts + 1, 0.0, ""))
             bundles, delivered = self.delivery.deliver(best)
+            attempts += 1
+            self.report(SearchProgress("deliver", attempts, attempts, 0.0, ""))
             if not self.delivery.are_small_enough(bundles):
                 self.too_large.add(best.architecture)
             elif delivered.keeps_again(best, self.headroom):
