@@ -1,18 +1,17 @@
 """How fast sandwich steps are, and what each measure for speed contributes, side by side.
 
     python benchmarks/training_speed.py --json benchmarks/results/training_speed.json
-    python benchmarks/training_speed.py --space bignas --resolution 224 --batch-size 16 --turns 2 \
-        --steps 4 --variants "torch kernels" "mixed precision, memory kept" \
-        --json benchmarks/results/training_speed_bignas.json
+    python benchmarks/training_speed.py --space bignas --resolution 224 --batch-size 16 --turns 1 \
+        --steps 3 --variants "torch kernels" "fused kernels, memory kept" \
+        "mixed precision, memory kept" --json benchmarks/results/training_speed_bignas.json
 
 First whole training steps of the real `train`, on random images: each variant runs a few steps in a
 process of its own, with the environment of `bignas train`, the variants take turns, and the median
 step of all turns counts; the memory is the most that a process ever had. With --resolution all
-children are trained at that one. Steps of bfloat16 are slow
-at first, as code is generated for each new shape: take some hundred. Then forward and backward of
-the biggest child alone, in turns within one process: with torch's kernels, the fused ones, in mixed
-precision and under torch's autocast, and its static twin; with --compile also through
-torch.compile, whose compile time stands beside.
+children are trained at that one. Steps of bfloat16 are slow at first, as code is generated for each
+new shape: take some hundred. Then forward and backward of the biggest child alone, in turns within
+one process: with torch's kernels, the fused ones, in mixed precision and under torch's autocast,
+and its static twin; with --compile also through torch.compile, whose compile time stands beside.
 """
 
 import argparse
