@@ -144,8 +144,9 @@ def test_activations_are_stored_in_half() -> None:
 
 def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     here = probe_local()
-    for has_units in (True, False):
-        there = replace(here, instruction_sets=("amx_bf16", "avx2") if has_units else ("avx2",))
+    for units in ("amx_bf16",), ("avx512_bf16",), ():
+        has_units = bool(units)
+        there = replace(here, instruction_sets=(*units, "avx2"))
         monkeypatch.setattr("bignas.supernet.precision.probe_local", lambda one=there: one)
         assert is_mixed(Precision.AUTO, CPU) is has_units
         assert is_mixed(Precision.AUTO, GPU)
