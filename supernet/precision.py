@@ -1,7 +1,7 @@
 """In which precision a supernet is trained on a machine, and by whose kernels.
 
 Processors with matrix units (AMX) multiply bfloat16 numbers several times faster than float32 ones,
-those that only have dot products of them (AVX-512 BF16) up to twice as fast. Mixed precision keeps
+those that only have dot products of them (AVX-512 BF16) somewhat faster. Mixed precision keeps
 activations and their gradients as bfloat16, and computes convolutions that mix channels by torch
 (oneDNN) in that precision, products being summed as float32. Weights, their updates, moments of
 batch norms and whatever comes after the last convolution stay float32, and so do depthwise
