@@ -41,9 +41,16 @@ class CompiledNetwork:
 
 
 def build_network(
-    graph: KernelGraph, schedules: Mapping[Workload, Schedule], cache: ObjectCache, threads: int = 1
+    graph: KernelGraph,
+    schedules: Mapping[Workload, Schedule],
+    cache: ObjectCache,
+    threads: int = 1,
+    *,
+    probed: bool = False,
 ) -> CompiledNetwork:
     """Link a network for so many threads from cached kernels; nothing is measured.
+
+    A `probed` one tells when each of its calls started (runner/probes.h).
 
     Raises:
         ToolchainError: a kernel cannot be built, or the linker is missing or fails.
@@ -52,7 +59,7 @@ def build_network(
     chosen = tuple(
         None if isinstance(call, FallbackCall) else schedules[call.workload] for call in graph.calls
     )
-    plan = make_plan(graph, chosen, cache.target.vector_lanes, threads)
+    plan = make_plan(graph, chosen, cache.target.vector_lanes, threads, probed=probed)
     objects: dict[str, Path] = {}
     for call, schedule in zip(graph.calls, chosen, strict=True):
         if isinstance(call, FallbackCall):
@@ -73,6 +80,8 @@ def network_sources(plan: Plan) -> dict[str, bytes]:
     names = ["runtime.c", "bignas.h"]
     if plan.prepared_bytes:
         names += ["winograd.c", "winograd.h"]
+    if plan.probed:
+        names.append("probes.h")
     return {
         "network.c": plan.source.encode(),
         "weights.bin": plan.weights,

@@ -6,6 +6,9 @@ program transforms before its first run, into memory of its own.
 
 With several threads, every kernel is computed by all of them, each its share of the kernel's tasks;
 a barrier stands wherever a kernel reads what another thread may have written.
+
+A network with probes notes the time before each of its calls and after the last one: so kernels are
+measured where they run.
 """
 
 from collections.abc import Sequence
@@ -38,14 +41,21 @@ class Plan:
     weights: bytes
     workspace_bytes: int
     prepared_bytes: int
+    probed: bool = False
 
 
 def make_plan(
-    graph: KernelGraph, schedules: Sequence[Schedule | None], lanes: int, threads: int = 1
+    graph: KernelGraph,
+    schedules: Sequence[Schedule | None],
+    lanes: int,
+    threads: int = 1,
+    *,
+    probed: bool = False,
 ) -> Plan:
     """Return the plan of a network for `threads` threads; `lanes` of the target's vectors.
 
-    There is one schedule a call, and none where the call is a fallback.
+    There is one schedule a call, and none where the call is a fallback. A `probed` one tells when
+    each call started.
 
     Raises:
         InputError: more threads than a network can have, or a kernel without a schedule.
@@ -106,11 +116,10 @@ def make_plan(
         tasks = task_count(call.workload, schedule, lanes)
         steps.append(_Step(symbol, call.workload.key, arguments, 3, tasks))
     weights = np.concatenate(blocks) if blocks else np.zeros(ALIGNMENT, np.float32)
-    source = _source(
-        graph, steps, prepared, places[graph.calls[-1].output], floats * BYTES_PER_VALUE, threads
-    )
+    output, workspace_bytes = places[graph.calls[-1].output], floats * BYTES_PER_VALUE
+    source = _source(graph, steps, prepared, output, workspace_bytes, threads, probed)
     prepared_bytes = prepared.floats * BYTES_PER_VALUE
-    return Plan(source, weights.tobytes(), floats * BYTES_PER_VALUE, prepared_bytes)
+    return Plan(source, weights.tobytes(), workspace_bytes, prepared_bytes, probed)
 
 
 def _aligned(count: int) -> int:
@@ -233,16 +242,18 @@ def _source(
     output: int,
     workspace: int,
     threads: int,
+    probed: bool,
 ) -> str:
     channels, height, width = graph.input_shape
     copy = f"memcpy(output, m + {output}, {graph.output_size} * sizeof(float));"
     if threads > 1:
-        body = _parallel(steps, prepared, copy, threads)
+        body = _parallel(steps, prepared, copy, threads, probed)
     else:
-        body = _serial(steps, prepared, copy)
+        body = _serial(steps, prepared, copy, probed)
     return "\n".join(
         [
             "/* The kernels of one network in the order in which they run. */",
+            *(['#include "probes.h"'] if probed else []),
             '#include "bignas.h"',
             *(['#include "pool.h"'] if threads > 1 else []),
             "#include <string.h>",
@@ -263,42 +274,58 @@ def _source(
             f"size_t bignas_output_floats(void) {{ return {graph.output_size}; }}",
             f"size_t bignas_workspace_bytes(void) {{ return {workspace}; }}",
             "",
+            *([f"BIGNAS_PROBES({len(steps) + 1})", ""] if probed else []),
             *body,
         ]
     )
 
 
-def _serial(steps: Sequence[_Step], prepared: _PreparedWeights, copy: str) -> list[str]:
+def _serial(
+    steps: Sequence[_Step], prepared: _PreparedWeights, copy: str, probed: bool
+) -> list[str]:
+    lines: list[str] = []
+    for number, step in enumerate(steps):
+        lines += _probe(number, probed)
+        lines.append(f"    {step.call()}  /* {step.key} */")
     return [
         "void bignas_network(const float *input, float *output, float *m) {",
         *prepared.preparation,
         "    enum { part = 0 };",
-        *(f"    {step.call()}  /* {step.key} */" for step in steps),
+        *lines,
+        *_probe(len(steps), probed),
         f"    {copy}",
         "}",
         "",
     ]
 
 
+def _probe(number: int, probed: bool) -> list[str]:
+    """Return the C line that notes when a call starts, on the first thread."""
+    return [f"    if (part == 0) bignas_probe({number});"] if probed else []
+
+
 def _parallel(
-    steps: Sequence[_Step], prepared: _PreparedWeights, copy: str, threads: int
+    steps: Sequence[_Step], prepared: _PreparedWeights, copy: str, threads: int, probed: bool
 ) -> list[str]:
     lines: list[str] = []
     divided = False  # whether the step before ran on all threads
-    for step in steps:
+    for number, step in enumerate(steps):
         if step.tasks > 1:
-            if lines:
+            if number:
                 lines.append("    pool_barrier(call);")
+            lines += _probe(number, probed)
             share = "pool_share({}, part{}, call)"
             first, last = (share.format(step.tasks, end) for end in ("", " + 1"))
             lines.append(f"    {step.call(first, last)}  /* {step.key} */")
         else:
             if divided:
                 lines.append("    pool_barrier(call);")
+            lines += _probe(number, probed)
             lines.append(f"    if (part == 0) {step.call()}  /* {step.key} */")
         divided = step.tasks > 1
     if divided:
         lines.append("    pool_barrier(call);")
+    lines += _probe(len(steps), probed)
     return [
         "struct values {",
         "    const float *input;",

@@ -4,6 +4,7 @@ Format `bignas-device`:
 - version 1: `device`, `measurements` as their records have it, the latter without
   `device`
 - version 2: `device` has `remote`, null or how it is reached
+- version 3: measurements may be of kernels within networks
 """
 
 import json
@@ -20,7 +21,7 @@ from bignas.device_db.store import Store
 __all__ = ["export_device", "import_device"]
 
 _FORMAT: Final = "bignas-device"
-_VERSION: Final = 2
+_VERSION: Final = 3
 
 
 def export_device(store: Store, name: str) -> str:
@@ -30,7 +31,11 @@ def export_device(store: Store, name: str) -> str:
         UnknownDeviceError: there is no such device.
     """
     device = store.device(name)
-    measurements = [*store.kernel_measurements(name), *store.network_measurements(name)]
+    measurements = [
+        *store.kernel_measurements(name),
+        *store.network_measurements(name),
+        *store.in_network_measurements(name),
+    ]
     document = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -72,7 +77,7 @@ def _parse(text: str) -> Mapping[str, Any]:
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise StoreError("the file was not written by a device export")
     version = document.get("version")
-    if version not in (1, _VERSION):
+    if version not in range(1, _VERSION + 1):
         raise StoreError(
             f"the device file has version {version!r}, this bignas reads 1 to {_VERSION}"
         )

@@ -39,6 +39,7 @@ class Subject(StrEnum):
 
     KERNEL = "kernel"
     NETWORK = "network"
+    IN_NETWORK = "kernel in network"  # one call of a network, timed where it runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +143,8 @@ class Measurement:
     """Raw latency samples of one kernel or network on one device, or the error that came instead.
 
     A kernel has a `workload` and the `schedule` (canonical JSON text) it was built with; a network
-    has the name of its `space` and its `architecture` (canonical JSON text). `session` groups what
-    was measured together. `created_at` is in UTC.
+    has the name of its `space` and its `architecture` (canonical JSON text); a kernel in a network
+    has both. `session` groups what was measured together. `created_at` is in UTC.
 
     Raises:
         MeasurementError: fields that do not belong together, or samples that are no latencies.
@@ -164,11 +165,14 @@ class Measurement:
     session: str
 
     def __post_init__(self) -> None:
-        if self.subject is Subject.KERNEL:
-            if self.workload is None or self.space is not None or self.architecture is not None:
+        network = self.space is not None, self.architecture is not None
+        match self.subject:
+            case Subject.KERNEL if self.workload is None or any(network):
                 raise MeasurementError("a kernel measurement has a workload and no architecture")
-        elif self.workload is not None or self.space is None or self.architecture is None:
-            raise MeasurementError("a network measurement has a space and an architecture only")
+            case Subject.NETWORK if self.workload is not None or not all(network):
+                raise MeasurementError("a network measurement has a space and an architecture only")
+            case Subject.IN_NETWORK if self.workload is None or not all(network):
+                raise MeasurementError("a kernel in a network has a workload and an architecture")
         if (self.error is None) != bool(self.samples_ns):
             raise MeasurementError("a measurement has either samples or an error")
         if self.samples_ns and not (

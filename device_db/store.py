@@ -195,6 +195,16 @@ class Store:
         """
         return self._measurements(device, Subject.NETWORK, code_hash, space)
 
+    def in_network_measurements(
+        self, device: str, *, code_hash: str | None = None
+    ) -> list[Measurement]:
+        """Return what kernels of a device took within networks, as `kernel_measurements` does.
+
+        Raises:
+            UnknownDeviceError: there is no such device.
+        """
+        return self._measurements(device, Subject.IN_NETWORK, code_hash, None)
+
     def _measurements(
         self, device: str, subject: Subject, code_hash: str | None, space: str | None
     ) -> list[Measurement]:

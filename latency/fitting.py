@@ -12,6 +12,7 @@ from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.store import Store
 from bignas.latency.bench import MEDIAN_DEVIATION
+from bignas.latency.context import KernelContext, context_readings
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.known_tables import known_tables
 from bignas.latency.metrics import agreeing_mean
@@ -19,7 +20,7 @@ from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.process_effects import NetworkReading, ProcessEffects
 from bignas.latency.profile import space_workloads
 from bignas.latency.subnets import by_network, lasting_spread, subnet_readings
-from bignas.latency.tuned import kernel_table
+from bignas.latency.tuned import kernel_table, tuned_kernels
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 
@@ -45,9 +46,14 @@ def fit_predictor(
             f" run `bignas profile SPACE --device {device.name}`"
         )
     complete = all(one in table for one in space_workloads(space))
+    within = context_readings(store, device.name, tuned_kernels(store, device.name))
     kernels = replace(
         LatencyPredictor.of_kernels(
-            space, table, confidence, sources=() if complete else known_tables(store, device)
+            space,
+            table,
+            confidence,
+            sources=() if complete else known_tables(store, device),
+            context=KernelContext.fit(within, table),
         ),
         repeatability=lasting_spread(store, device.name, space, evidence_hash()),
     )

@@ -25,6 +25,9 @@
  *   network LIBRARY
  *   run
  *
+ * Of a network with probes (compile/runner/probes.h) each call's time is reported too, as "steps JOB
+ * CALL SAMPLE...": its kernel where it runs, without the look at the clock.
+ *
  * LIBRARY is the rest of the line, so that its path may hold spaces. SCRATCH is what each thread
  * needs of its own in the place of OTHER. Under an emulator of single programs nothing is measured:
  * the only answer is "emulated".
@@ -54,25 +57,31 @@
 
 typedef void (*kernel_fn)(const float *, const float *, const float *, float *, float *, int, int);
 typedef int (*network_fn)(const float *, float *, void *);
+typedef const double *(*moments_fn)(void);
 
+/* A sample is a row: the whole job, then each call of a network with probes. */
 struct job {
     kernel_fn kernel;
     network_fn network;
     size_t sizes[5]; /* input, weights, bias, other, output; a network: input, -, -, workspace, output */
     size_t scratch; /* floats of each thread, a kernel's */
     int tasks, shares; /* shares: may need the shared cache */
+    moments_fn moments; /* of a network with probes */
+    int steps;
     char library[4096], symbol[128];
     int inner, count;
     double expected_ns;
-    double *samples;
+    double *samples, *latest; /* rows */
     struct aside *aside; /* at most as many as there are rounds, the calmest */
     int aside_count;
 };
 
 /* A sample of a disturbed group, and how far that was from what is tolerated. */
 struct aside {
-    double sample, disturbance;
+    double *sample, disturbance;
 };
+
+static size_t row_of(const struct job *job) { return 1 + (size_t)job->steps; }
 
 enum { GROUP = 4096 };
 static const double GROUP_NS = 1e6, WARM_NS = 1e8;
@@ -370,6 +379,24 @@ static void compute(void *argument, int part, struct pool_call *call) {
     }
 }
 
+static double *step_ns; /* of the latest runs of a network with probes, all together */
+
+static double run_probed(const struct job *job, int inner) {
+    double whole = 0;
+    for (int step = 0; step < job->steps; step++) step_ns[step] = 0;
+    for (int i = 0; i < inner; i++) {
+        job->network(buffers[INPUT], buffers[OUTPUT], buffers[OTHER]);
+        const double *moments = job->moments();
+        for (int step = 0; step < job->steps; step++)
+            step_ns[step] += moments[step + 1] - moments[step] - clock_reading_ns;
+    }
+    for (int step = 0; step < job->steps; step++) {
+        if (step_ns[step] < 1) step_ns[step] = 1;
+        whole += step_ns[step];
+    }
+    return whole;
+}
+
 /* Run a job so many times; returns what that took, without what comes between calls of a kernel. */
 static double run_job(const struct job *job, int inner) {
     if (!job->network) {
@@ -377,6 +404,7 @@ static double run_job(const struct job *job, int inner) {
         pool_run(compute, &calls, threads);
         return calls.ns > 1 ? calls.ns : 1;
     }
+    if (job->steps) return run_probed(job, inner);
     double start = now_ns();
     for (int i = 0; i < inner; i++) job->network(buffers[INPUT], buffers[OUTPUT], buffers[OTHER]);
     return now_ns() - start;
@@ -422,8 +450,17 @@ static uint32_t random_bits(void) { /* xorshift64*: Vigna, ACM TOMS 42(4), 2016 
     return (uint32_t)((state * 2685821657736338717ULL) >> 32);
 }
 
+static void *memory_of(size_t bytes) {
+    void *memory = malloc(bytes);
+    if (!memory) {
+        puts("fatal out of memory");
+        exit(3);
+    }
+    return memory;
+}
+
 /* Put a sample of a disturbed group aside, in the place of the worst one when there are so many. */
-static void put_aside(struct job *job, double sample, double disturbed, int most) {
+static void put_aside(struct job *job, double *sample, double disturbed, int most) {
     int place = job->aside_count;
     if (place == most) {
         place = 0;
@@ -431,9 +468,21 @@ static void put_aside(struct job *job, double sample, double disturbed, int most
             if (job->aside[i].disturbance > job->aside[place].disturbance) place = i;
         if (job->aside[place].disturbance <= disturbed) return;
     } else {
-        job->aside_count++;
+        job->aside[job->aside_count++].sample = memory_of(sizeof(double) * row_of(job));
     }
-    job->aside[place] = (struct aside){sample, disturbed};
+    memcpy(job->aside[place].sample, sample, sizeof(double) * row_of(job));
+    job->aside[place].disturbance = disturbed;
+}
+
+static void keep_sample(struct job *job, const double *sample) {
+    memcpy(job->samples + row_of(job) * (size_t)job->count++, sample, sizeof(double) * row_of(job));
+}
+
+/* Print a column of a job's rows of samples. */
+static void print_samples(const struct job *job, size_t column, double given_at) {
+    for (int k = 0; k < job->count; k++)
+        printf(" %.3f", job->samples[row_of(job) * (size_t)k + column] / given_at);
+    putchar('\n');
 }
 
 static int calmer(const void *left, const void *right) {
@@ -446,7 +495,7 @@ static long fill_up(struct job *job, int rounds) {
     long filled = 0;
     qsort(job->aside, (size_t)job->aside_count, sizeof *job->aside, calmer);
     while (job->count < rounds && filled < job->aside_count)
-        job->samples[job->count++] = job->aside[filled++].sample;
+        keep_sample(job, job->aside[filled++].sample);
     return filled;
 }
 
@@ -501,6 +550,9 @@ static int load(struct job *job, int number) {
         job->sizes[INPUT] = floats();
         job->sizes[OTHER] = bytes() / sizeof(float);
         job->sizes[OUTPUT] = outputs();
+        size_t (*probes)(void) = (size_t(*)(void))dlsym(library, "bignas_probe_count");
+        job->moments = (moments_fn)dlsym(library, "bignas_probe_moments");
+        job->steps = probes && job->moments ? (int)probes() - 1 : 0;
     } else {
         job->kernel = (kernel_fn)symbol;
     }
@@ -597,12 +649,13 @@ int main(void) {
     state += (uint64_t)seed * 7919;
 
     size_t largest[BUFFERS] = {0};
-    int usable = 0;
+    int usable = 0, most_steps = 0;
     int *order = malloc(sizeof(int) * (size_t)(count + 1));
     for (int i = 0; i < count; i++) {
         if (load(&jobs[i], i)) continue;
         order[usable++] = i;
         jobs[i].shares = flush || needs_shared(&jobs[i], cache);
+        if (jobs[i].steps > most_steps) most_steps = jobs[i].steps;
         for (int k = 0; k < BUFFERS; k++)
             if (jobs[i].sizes[k] > largest[k]) largest[k] = jobs[i].sizes[k];
     }
@@ -618,6 +671,7 @@ int main(void) {
     }
     for (size_t i = 0; i < streamed; i++) stream[i] = 0.001f * (float)(i % 7);
     allocate(largest, buffers);
+    step_ns = memory_of(sizeof *step_ns * (size_t)(most_steps + 1));
 
     start_job(NULL);
     for (int k = 0; k < usable; k++) { /* first calls: a crash is blamed on the job named last */
@@ -632,8 +686,9 @@ int main(void) {
         double begin = now_ns();
         run_job(job, job->inner);
         job->expected_ns = now_ns() - begin;
-        job->samples = malloc(sizeof(double) * (size_t)rounds);
-        job->aside = malloc(sizeof *job->aside * (size_t)rounds);
+        job->samples = memory_of(sizeof(double) * row_of(job) * (size_t)rounds);
+        job->latest = memory_of(sizeof(double) * row_of(job));
+        job->aside = memory_of(sizeof *job->aside * (size_t)rounds);
     }
     say("started");
     if (anchor.tasks && usable && load_anchor()) return 3;
@@ -651,7 +706,6 @@ int main(void) {
     if (!known) sentinels[CORE].reference = sentinels[CORE].best;
 
     long measured = 0, rejected = 0, unsettled = 0;
-    static double samples[GROUP];
     int *visited = malloc(sizeof(int) * (size_t)(count + 1)), least_count = 0;
     double longest_ns = WAIT_NS;
     for (int k = 0; k < usable; k++) longest_ns += WAIT_TIMES * rounds * jobs[order[k]].expected_ns;
@@ -679,16 +733,18 @@ int main(void) {
                 for (int k = first; k < last; k++) {
                     struct job *job = &jobs[visited[k]];
                     prepare(job);
-                    samples[k - first] = run_job(job, job->inner) / job->inner;
+                    job->latest[0] = run_job(job, job->inner) / job->inner;
+                    for (int step = 0; step < job->steps; step++)
+                        job->latest[1 + step] = step_ns[step] / job->inner;
                 }
                 struct look after = look(shares);
                 double disturbed = disturbance(before, after, shares);
                 double slower = (before.core + after.core) / 2 / sentinels[CORE].reference;
                 for (int k = first; k < last; k++) {
                     struct job *job = &jobs[visited[k]];
-                    double sample = samples[k - first] / slower;
-                    if (disturbed <= 1) job->samples[job->count++] = sample;
-                    else put_aside(job, sample, disturbed, rounds);
+                    for (size_t column = 0; column < row_of(job); column++) job->latest[column] /= slower;
+                    if (disturbed <= 1) keep_sample(job, job->latest);
+                    else put_aside(job, job->latest, disturbed, rounds);
                 }
                 if (disturbed <= 1) {
                     count_stalls(before);
@@ -720,8 +776,11 @@ int main(void) {
     for (int i = 0; i < count; i++) {
         if (!jobs[i].count) continue;
         printf("samples %d", i);
-        for (int k = 0; k < jobs[i].count; k++) printf(" %.3f", jobs[i].samples[k] / given_at);
-        putchar('\n');
+        print_samples(&jobs[i], 0, given_at);
+        for (int step = 0; step < jobs[i].steps; step++) {
+            printf("steps %d %d", i, step);
+            print_samples(&jobs[i], (size_t)step + 1, given_at);
+        }
     }
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);

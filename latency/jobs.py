@@ -40,7 +40,10 @@ class KernelJob:
 
 @dataclass(frozen=True, slots=True)
 class NetworkJob:
-    """A whole network in a shared library with the interface of bignas.h."""
+    """A whole network in a shared library with the interface of bignas.h.
+
+    Of one with probes (`bignas.compile.network.build_network`) each call is timed too.
+    """
 
     library: Path
 
@@ -122,12 +125,14 @@ class Place:
 class TimingResult:
     """Samples of one job in nanoseconds, or the error that came instead.
 
-    `place` is None for the machine at hand; the report tells what that one was doing.
+    `steps_ns` are those of the calls of a network with probes, in their order. `place` is None for
+    the machine at hand; the report tells what that one was doing.
     """
 
     samples_ns: tuple[float, ...]
     error: str | None = None
     place: Place | None = None
+    steps_ns: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

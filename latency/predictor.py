@@ -2,9 +2,11 @@
 
 Decisions
 - The binary is a sequence of fused kernels, so its latency is close to the sum of theirs. Kernels
-  come from the table of measurements, or from `KernelModel` where profiling stopped early. What the
-  sum misses (calls, caches) is learned from measured networks as log(measured / sum): a
-  `Correction`, which may be none at all. Cross-validation picks it, so few networks do no harm.
+  come from the table of measurements, or from `KernelModel` where profiling stopped early; what
+  networks make of them is the `KernelContext`. What the sum misses still is learned from measured
+  networks as log(measured / sum): a `Correction`, which may be none at all. Cross-validation picks
+  it, so few networks do no harm. The sum of a network that anything is learned from is that without
+  what its own kernels took in it.
 - Intervals are conformal: quantiles of the errors made on networks left out of the fit, divided by
   what makes an error likely: the part of the sum that is estimated. (Papadopoulos et al.,
   "Normalized nonconformity measures for regression with conformal prediction", AIA 2008;
@@ -21,7 +23,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ from bignas.compile.workload import workloads
 from bignas.device_db.errors import BignasError, InputError
 from bignas.device_db.files import write_atomically
 from bignas.device_db.workload import Workload
-from bignas.latency.features import NetworkSums, SpaceSums, network_features
+from bignas.latency.context import KernelContext
+from bignas.latency.features import KernelEstimates, NetworkSums, SpaceSums, network_features
 from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
 from bignas.latency.regression import Correction, Fit, ModelKind, fit_correction
 from bignas.supernet.architecture import Architecture
@@ -51,7 +54,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 FORMAT = "bignas-latency-predictor"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DEFAULT_HALF_WIDTH = math.log(1.25)  # of log latency when no network was measured
 FEWEST_TO_CALIBRATE = 3  # measured networks
 SMALLEST_BASE = 0.002  # errors below 0.2% are luck
@@ -70,7 +73,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class KernelLatency:
-    """One kernel of a network: what it takes by itself, and whether that was measured."""
+    """One kernel of a network: what it takes there, and whether it was measured."""
 
     workload: Workload
     latency_us: float
@@ -159,20 +162,37 @@ class LatencyPredictor:
     confidence: float  # share of networks that the intervals are to cover
     networks: int  # measured networks it was fitted to
     repeatability: float = 0.0  # relative deviation of a binary measured again; 0: unknown
+    context: KernelContext = field(default_factory=KernelContext)
     _sums: SpaceSums = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
             raise InputError(f"confidence must lie between 0 and 1, not {self.confidence:g}")
-        object.__setattr__(
-            self,
-            "_sums",
-            SpaceSums(
-                self.space,
-                estimate=lambda work: estimate_kernels(self.table, self.kernel_model, work),
-                choose=lambda layers: choose_kernels(layers, self.table),
-            ),
+        object.__setattr__(self, "_sums", self._sums_in(self.context))
+
+    def _sums_in(self, context: KernelContext) -> SpaceSums:
+        return SpaceSums(
+            self.space,
+            estimate=lambda works: self._estimate(works, context),
+            choose=lambda layers: choose_kernels(layers, self.table),
         )
+
+    def _estimate(self, works: Sequence[Workload], context: KernelContext) -> KernelEstimates:
+        alone = estimate_kernels(self.table, self.kernel_model, works)
+        factors = context.factors(works, alone.latency_us)
+        return replace(alone, latency_us=alone.latency_us * factors)
+
+    def _sums_without_own(self, architectures: Sequence[Architecture]) -> NetworkSums:
+        """Return the sum of each network as it would be without its own kernels' readings in it."""
+        if not architectures or not self.context.readings:
+            return self._sums(architectures)
+        sums = [
+            self._sums_in(self.context.without({one.key}, self.table))([one])
+            for one in architectures
+        ]
+        names = [one.name for one in fields(NetworkSums)]
+        columns = {name: np.concatenate([getattr(one, name) for one in sums]) for name in names}
+        return NetworkSums(**columns)
 
     @classmethod
     def fit(
@@ -201,8 +221,9 @@ class LatencyPredictor:
         confidence: float = 0.9,
         seed: int = 0,
         sources: Sequence[KernelTable] = (),
+        context: KernelContext | None = None,
     ) -> "LatencyPredictor":
-        """Fit to measured kernels alone: the prediction is their plain sum.
+        """Fit to measured kernels alone: the prediction is their sum, as their `context` has it.
 
         `sources` are other devices, from which kernels that were not measured are estimated too.
         Raises InputError for an empty table or a confidence outside 0..1.
@@ -215,6 +236,7 @@ class LatencyPredictor:
             interval=Interval(DEFAULT_HALF_WIDTH, DEFAULT_HALF_WIDTH, 0.0, 1.0),
             confidence=confidence,
             networks=0,
+            context=context or KernelContext(),
         )
 
     def corrected(
@@ -226,7 +248,7 @@ class LatencyPredictor:
         latencies are without.
         """
         architectures, measured_ms = _medians(self.space, networks)
-        sums = self._sums(architectures)
+        sums = self._sums_without_own(architectures)
         fit = _fit_ratios(sums, measured_ms, seed)
         interval = Interval.calibrate(
             fit.residuals, sums.estimated_share, self.kernel_model.error, self.confidence, noise
@@ -243,7 +265,8 @@ class LatencyPredictor:
         With the kernels as they are. Raises as `fit`.
         """
         architectures, measured_ms = _medians(self.space, networks)
-        residuals = _fit_ratios(self._sums(architectures), measured_ms, seed).residuals
+        sums = self._sums_without_own(architectures)
+        residuals = _fit_ratios(sums, measured_ms, seed).residuals
         return dict(zip(architectures, (measured_ms * np.exp(-residuals)).tolist(), strict=True))
 
     def conditioned(self, networks: Sequence[tuple[Architecture, float]]) -> "LatencyPredictor":
@@ -321,7 +344,7 @@ class LatencyPredictor:
     def kernels(self, architecture: Architecture) -> list[KernelLatency]:
         """The kernels of one network in the order in which they run, with their latencies."""
         works = choose_kernels(workloads(self.space, architecture), self.table)
-        estimates = estimate_kernels(self.table, self.kernel_model, works)
+        estimates = self._estimate(works, self.context)
         return [
             KernelLatency(work, float(latency_us), bool(measured))
             for work, latency_us, measured in zip(
@@ -384,6 +407,7 @@ class LatencyPredictor:
             "kernels_us": self.table.to_dict(),
             "table_digest": self.table.digest,
             "kernel_model": self.kernel_model.to_dict(),
+            "context": self.context.to_dict(),
             "correction": self.correction.to_dict(),
             "interval": asdict(self.interval),
             "confidence": self.confidence,
@@ -447,6 +471,7 @@ class LatencyPredictor:
             confidence=float(content["confidence"]),
             networks=int(content["networks"]),
             repeatability=float(content.get("repeatability", 0.0)),
+            context=KernelContext.from_dict(content["context"]),
         )
 
     def save(self, path: Path) -> None:

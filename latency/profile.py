@@ -26,6 +26,7 @@ from bignas.device_db.errors import InputError, MeasurementError
 from bignas.device_db.files import cache_folder, locked
 from bignas.device_db.store import Store
 from bignas.device_db.workload import Layout, Workload
+from bignas.latency.context import KernelContext, context_readings
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.held_out import held_out_error
 from bignas.latency.kernel_model import KernelTable
@@ -312,11 +313,12 @@ class _Profile:
             self._rejected += self._tuner.tune(kernels)
             self._report(Phase.KERNELS)
             return
-        self._measure_subnets(batch.subnets)
+        self._measure_subnets(batch.subnets, probed=True)
         self._given_up.update(batch.subnets)
         self._report(Phase.SUBNETS)
 
-    def _measure_subnets(self, architectures: Sequence[Architecture]) -> None:
+    def _measure_subnets(self, architectures: Sequence[Architecture], *, probed: bool) -> None:
+        """Measure subnets; those that are new with their kernels."""
         tuner = self._tuner
         records = measure_subnets(
             self._space,
@@ -325,6 +327,7 @@ class _Profile:
             tuner.device,
             tuner.cache,
             tuner.recorder,
+            probed=probed,
         )
         tuner.store.add_measurements(records)
 
@@ -343,7 +346,7 @@ class _Profile:
             if not subnets:
                 return False
             self._checked.update(subnets[:SUBNET_BATCH])
-            self._measure_subnets(subnets[:SUBNET_BATCH])
+            self._measure_subnets(subnets[:SUBNET_BATCH], probed=False)
         self._report_checks()
         return True
 
@@ -386,7 +389,10 @@ class _Profile:
         weights = self._planner.weights(state.table)
         share = float(self._planner.estimated_shares(state.table).mean())
         networks = list(state.networks.items())
-        return held_out_error(self._space, table, networks, weights, share, self._sources)
+        store, device = self._tuner.store, self._tuner.device.name
+        within = context_readings(store, device, tuned_kernels(store, device))
+        context = KernelContext.fit(within, table)
+        return held_out_error(self._space, table, networks, weights, share, self._sources, context)
 
     # Time, turns and progress
 

@@ -115,6 +115,7 @@ def measure_with(
             calmest = None
             continue
         outcome.samples = {remaining[index]: one for index, one in outcome.samples.items()}
+        outcome.steps = {remaining[index]: one for index, one in outcome.steps.items()}
         if calmest is None or outcome.disturbance < calmest.disturbance:
             calmest = outcome
         left -= 1
@@ -132,7 +133,7 @@ def measure_with(
     results = [TimingResult((), failures.get(index, "not measured")) for index in range(len(jobs))]
     for index, samples in calmest.samples.items():
         if index not in failures:
-            results[index] = TimingResult(samples)
+            results[index] = TimingResult(samples, steps_ns=tuple(calmest.steps.get(index, ())))
     environment = program.environment(calmest.switches)
     return Report(tuple(results), calmest.rejected, calmest.unsettled, environment)
 
@@ -141,6 +142,7 @@ def measure_with(
 class _Outcome:
     samples: dict[int, tuple[float, ...]]
     errors: dict[int, str]
+    steps: dict[int, list[tuple[float, ...]]] = field(default_factory=dict)
     measured: int = 0
     rejected: int = 0
     unsettled: int = 0
@@ -228,6 +230,9 @@ def _run(
                     finished = True
                 case "samples":
                     outcome.samples[int(rest[0])] = tuple(float(one) for one in rest[1:])
+                case "steps":  # in their order
+                    steps = outcome.steps.setdefault(int(rest[0]), [])
+                    steps.append(tuple(float(one) for one in rest[2:]))
                 case "emulated":
                     raise MeasurementError(
                         "an emulator runs the measuring program: its latencies are no evidence"

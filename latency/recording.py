@@ -71,6 +71,26 @@ class Recorder:
             architecture=architecture.key,
         )
 
+    def in_network(
+        self,
+        network: tuple[str, str],
+        workload: Workload,
+        schedule: Schedule,
+        result: TimingResult,
+        environment: Environment,
+    ) -> Measurement:
+        """Return the record of one call of a network, given by its space's label and its key."""
+        space, architecture = network
+        return self._record(
+            Subject.IN_NETWORK,
+            result,
+            environment,
+            workload=workload,
+            schedule=schedule.to_text(),
+            space=space,
+            architecture=architecture,
+        )
+
     def _record(
         self,
         subject: Subject,

@@ -17,6 +17,7 @@ from bignas.device_db.measurement import Measurement
 from bignas.device_db.store import Store
 from bignas.device_db.workload import BYTES_PER_VALUE, Workload
 from bignas.latency.anchor import anchored
+from bignas.latency.in_network import ProbedNetwork, in_network_records
 from bignas.latency.jobs import CAREFUL, NetworkJob, Settings, of_processes
 from bignas.latency.measuring import measure_on
 from bignas.latency.metrics import agreeing_mean, deviation
@@ -53,31 +54,50 @@ def measure_subnets(
     settings: Settings = SUBNET_SETTINGS,
     progress: Callable[[int, int, int], None] | None = None,
     processes: int = 1,
+    *,
+    probed: bool = False,
 ) -> list[Measurement]:
     """Link and measure subnets together, interleaved, and return their records.
 
     With several `processes` all are measured in one after the other: the records of the first one,
-    then those of the second.
+    then those of the second. With `probed` the kernels of each are measured where they run too, in
+    a second binary; their records come last.
 
     Raises:
         KeyError: a kernel of a subnet is not tuned.
         MeasurementError, ToolchainError: measuring or linking is impossible on this machine.
     """
+    schedules = schedules_of(kernels)
+    networks: list[ProbedNetwork] = []
     with tempfile.TemporaryDirectory(prefix="bignas-subnets-") as folder:
         jobs: list[NetworkJob] = []
         for index, architecture in enumerate(architectures):
             graph = fuse_tuned(graph_with_random_weights(space, architecture, index), kernels)
             path = Path(folder) / f"subnet{index}.so"
-            network = build_network(graph, schedules_of(kernels), cache, device.threads)
+            network = build_network(graph, schedules, cache, device.threads)
             path.write_bytes(network.library)
             jobs.append(NetworkJob(path))
+            networks.append(ProbedNetwork(space_label(space), architecture.key, graph))
+        if probed:
+            jobs += [
+                one.link(schedules, cache, device.threads, Path(folder) / f"probed{index}.so")
+                for index, one in enumerate(networks)
+            ]
         settings = of_processes(anchored(settings, device.target, device.threads), processes)
         reports = [measure_on(device, jobs, settings, progress) for _ in range(processes)]
-    return [
+    count = len(architectures)
+    whole = [
         recorder.network(space, architecture, result, report.environment)
         for report in reports
-        for architecture, result in zip(architectures, report.results, strict=True)
+        for architecture, result in zip(architectures, report.results[:count], strict=True)
     ]
+    kernels_within = [
+        record
+        for report in reports
+        for network, result in zip(networks, report.results[count:], strict=False)
+        for record in in_network_records(network, schedules, result, report.environment, recorder)
+    ]
+    return whole + kernels_within
 
 
 def typical_weights_bytes(space: SearchSpace) -> int:

@@ -1,0 +1,104 @@
+"""Measures kernels where they run: in networks with probes, one latency for each call.
+
+A kernel that is measured by itself meets the caches as it would in a typical network. In a given
+one its weights may come from farther away, its input may have left the cache, or another kernel's
+code may be in its way. A look at the clock before each call of the network tells (runner/probes.h).
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bignas.compile.graph import KernelCall, KernelGraph
+from bignas.compile.network import build_network
+from bignas.compile.objects import ObjectCache
+from bignas.compile.schedule import Schedule
+from bignas.device_db.device import Device
+from bignas.device_db.errors import MeasurementError
+from bignas.device_db.measurement import Environment, Measurement
+from bignas.device_db.workload import Workload
+from bignas.latency.anchor import anchored
+from bignas.latency.jobs import NetworkJob, Settings, TimingResult, of_processes
+from bignas.latency.measuring import measure_on
+from bignas.latency.recording import Recorder
+
+__all__ = ["ProbedNetwork", "in_network_records", "measure_in_network"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedNetwork:
+    """A network whose kernels are measured where they run.
+
+    `space` and `key` are what its records go by.
+    """
+
+    space: str
+    key: str
+    graph: KernelGraph
+
+    def link(
+        self, schedules: Mapping[Workload, Schedule], cache: ObjectCache, threads: int, path: Path
+    ) -> NetworkJob:
+        """Write its library with probes to a file; raises as `build_network` does."""
+        network = build_network(self.graph, schedules, cache, threads, probed=True)
+        path.write_bytes(network.library)
+        return NetworkJob(path)
+
+
+def in_network_records(
+    network: ProbedNetwork,
+    schedules: Mapping[Workload, Schedule],
+    result: TimingResult,
+    environment: Environment,
+    recorder: Recorder,
+) -> list[Measurement]:
+    """Return a record of each call of a kernel; none of a network that could not be measured.
+
+    Of networks with fallback kernels, those are left out.
+    """
+    return [
+        recorder.in_network(
+            (network.space, network.key),
+            call.workload,
+            schedules[call.workload],
+            TimingResult(samples_ns, place=result.place),
+            environment,
+        )
+        for call, samples_ns in zip(network.graph.calls, result.steps_ns, strict=False)
+        if isinstance(call, KernelCall)
+    ]
+
+
+def measure_in_network(
+    networks: Sequence[ProbedNetwork],
+    schedules: Mapping[Workload, Schedule],
+    device: Device,
+    cache: ObjectCache,
+    recorder: Recorder,
+    settings: Settings,
+    processes: int,
+) -> list[Measurement]:
+    """Measure the kernels of networks where they run, in so many processes, and return the records.
+
+    Raises:
+        KeyError: a kernel has no schedule.
+        MeasurementError: measuring is impossible on this machine, or a network cannot be measured.
+        ToolchainError: linking is impossible on this machine.
+    """
+    settings = of_processes(anchored(settings, device.target, device.threads), processes)
+    records: list[Measurement] = []
+    with tempfile.TemporaryDirectory(prefix="bignas-probed-") as folder:
+        jobs = [
+            one.link(schedules, cache, device.threads, Path(folder) / f"network{number}.so")
+            for number, one in enumerate(networks)
+        ]
+        for _ in range(processes):
+            report = measure_on(device, jobs, settings)
+            for network, result in zip(networks, report.results, strict=True):
+                if result.error is not None:
+                    raise MeasurementError(f"{network.key} cannot be measured: {result.error}")
+                records += in_network_records(
+                    network, schedules, result, report.environment, recorder
+                )
+    return records
