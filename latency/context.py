@@ -98,23 +98,22 @@ class KernelContext:
     def without(self, networks: Collection[str], alone_us: Mapping[Workload, float]) -> Self:
         """Return it as it would be without the readings in these networks.
 
-        The estimate for kernels without readings stays as it is.
+        And without any of kernels that `alone_us` lacks. What estimates kernels without readings
+        stays as it is.
         """
-        changed = [
-            work for work, found in self.readings.items() if not found.keys().isdisjoint(networks)
-        ]
-        if not changed:
-            return self
-        left = dict(self.readings)
-        for work in changed:
-            kept = {key: one for key, one in left[work].items() if key not in networks}
-            if kept:
-                left[work] = kept
+        left: dict[Workload, Mapping[str, float]] = {}
+        ratios: dict[Workload, float] = {}
+        changed: list[Workload] = []
+        for work, found in self.readings.items():
+            kept = {key: one for key, one in found.items() if key not in networks}
+            if not kept or work not in alone_us:
+                continue
+            left[work] = kept
+            if len(kept) < len(found):
+                changed.append(work)
             else:
-                del left[work]
-        ratios = {one: us for one, us in self.log_ratios.items() if one in left}
-        again = [one for one in changed if one in left]
-        ratios |= _shrunk(again, left, self.correction, self.prior_readings, alone_us)
+                ratios[work] = self.log_ratios[work]
+        ratios |= _shrunk(changed, left, self.correction, self.prior_readings, alone_us)
         return replace(self, log_ratios=ratios, readings=left)
 
     def to_dict(self) -> dict[str, Any]:

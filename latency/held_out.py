@@ -63,7 +63,8 @@ def held_out_error(
             whole = whole or LatencyPredictor.of_kernels(space, table, sources=sources)
             plain = whole
         if context is not None:
-            plain = replace(plain, context=context.without({one.key for one in test}, plain.table))
+            own = context.without({one.key for one in test}, plain.table)
+            plain = replace(plain, context=own)
         predicted_ms[fold::FOLDS] = plain.corrected(train).predict(test).latency_ms
     return mape(predicted_ms, np.array([latency_ms for _, latency_ms in networks]))
 

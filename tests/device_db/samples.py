@@ -101,14 +101,14 @@ MOMENTS = st.datetimes(
 def measurements(draw: st.DrawFn, device: str = "bench") -> Measurement:
     subject = draw(st.sampled_from(Subject))
     failed = draw(st.booleans())
-    kernel = subject is Subject.KERNEL
+    kernel, network = subject is not Subject.NETWORK, subject is not Subject.KERNEL
     return Measurement(
         device=device,
         subject=subject,
         workload=draw(workloads()) if kernel else None,
         schedule=draw(st.none() | TEXT),
-        space=None if kernel else draw(TEXT),
-        architecture=None if kernel else draw(TEXT),
+        space=draw(TEXT) if network else None,
+        architecture=draw(TEXT) if network else None,
         samples_ns=()
         if failed
         else tuple(draw(st.lists(st.floats(1e-3, 1e12), min_size=1, max_size=8))),

@@ -8,6 +8,7 @@ import pytest
 from bignas.device_db.device import Remote
 from bignas.device_db.errors import BignasError, MeasurementError, StoreError, TargetError
 from bignas.device_db.exchange import export_device, import_device
+from bignas.device_db.measurement import Subject
 from bignas.device_db.store import Store
 from tests.device_db import samples
 
@@ -58,6 +59,26 @@ def test_how_a_device_is_reached_travels_with_it() -> None:
         assert import_device(store, text) == remote
 
 
+def test_exports_of_the_second_version_are_read(text: str) -> None:
+    document = json.loads(text)
+    with Store.open("sqlite://") as store:
+        assert import_device(store, json.dumps(document | {"version": 2})) == samples.device()
+        assert len(store.kernel_measurements("bench")) == 2
+
+
+def test_kernels_within_networks_are_carried_along() -> None:
+    within = samples.kernel(subject=Subject.IN_NETWORK, space="cifar", architecture="{}")
+    with Store.open("sqlite://") as store:
+        store.add_device(samples.device())
+        store.add_measurements([within])
+        text = export_device(store, "bench")
+    with Store.open("sqlite://") as store:
+        import_device(store, text)
+        assert store.in_network_measurements("bench") == [within]
+        assert store.kernel_measurements("bench") == []
+        assert store.network_measurements("bench") == []
+
+
 def test_exports_of_the_first_version_are_read(text: str) -> None:
     document = json.loads(text)
     del document["device"]["remote"]
@@ -75,7 +96,7 @@ def test_what_is_no_export_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"version": 3},
+        {"version": 4},
         {"device": None},
         {"device": {"name": "bench"}},
         {"measurements": None},

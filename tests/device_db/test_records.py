@@ -180,6 +180,9 @@ def test_a_failed_measurement_is_a_record_without_latency() -> None:
         {"architecture": "{}"},
         {"subject": Subject.NETWORK},
         {"subject": Subject.NETWORK, "workload": None, "space": "cifar"},
+        {"subject": Subject.IN_NETWORK, "space": "cifar"},
+        {"subject": Subject.IN_NETWORK, "architecture": "{}"},
+        {"subject": Subject.IN_NETWORK, "workload": None, "space": "a", "architecture": "{}"},
         {"created_at": datetime(2025, 1, 1)},
     ],
 )

@@ -225,16 +225,20 @@ def test_what_disagrees_is_measured_until_two_agree(
     seen: Counter[Architecture] = Counter()
 
     def first_too_fast(
-        space: SearchSpace, architectures: Sequence[Architecture], *others: Any
+        space: SearchSpace, architectures: Sequence[Architecture], *others: Any, probed: bool
     ) -> list[Measurement]:
         seen.update(architectures)
-        return [
+        whole = [
             replace(one, samples_ns=tuple(value * 0.7 for value in one.samples_ns))
             if seen[architecture] == 1
             else one
             for architecture, one in zip(
                 architectures, fake_subnets(space, architectures, *others), strict=True
             )
+        ]
+        return [
+            *whole,
+            *fake_subnets(space, architectures, *others, probed=probed)[len(whole) :],
         ]
 
     monkeypatch.setattr("bignas.latency.profile.measure_subnets", first_too_fast)

@@ -69,6 +69,31 @@ int bignas_run(const float *in, float *out, void *memory) {
 """
 
 
+PROBED = (
+    NETWORK.replace("bignas_run(", "run(")
+    + """
+#define _POSIX_C_SOURCE 199309L
+#include <time.h>
+static double moments[4];
+size_t bignas_probe_count(void);
+const double *bignas_probe_moments(void);
+size_t bignas_probe_count(void) { return 4; }
+const double *bignas_probe_moments(void) { return moments; }
+int bignas_run(const float *in, float *out, void *memory);
+int bignas_run(const float *in, float *out, void *memory) {
+    for (int step = 0; step < 4; step++) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        moments[step] = (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
+        for (int i = 0; i < (step == 1 ? 30 : 1); i++)
+            if (run(in, out, memory)) return -1;
+    }
+    return 0;
+}
+"""
+)
+
+
 def link(source: str, path: Path) -> Path:
     library = link_shared_library({"code.c": source.encode()}, (), probe_local().target)
     path.write_bytes(library)
@@ -98,6 +123,18 @@ def test_every_job_gets_a_sample_a_round(rounds: int, library: Path, network: Pa
     assert all(sample > 0 for one in report.results for sample in one.samples_ns)
     assert report.rejected >= 0
     assert report.unsettled >= 0
+
+
+def test_calls_of_a_network_with_probes_are_timed(network: Path, tmp_path: Path) -> None:
+    probed = link(PROBED, tmp_path / "probed.so")
+    report = measure([NetworkJob(network), NetworkJob(probed), NetworkJob(probed)], QUICK)
+    assert report.results[0].steps_ns == ()
+    for result in report.results[1:]:
+        first, slow, last = result.steps_ns
+        assert len(first) == len(slow) == len(last) == len(result.samples_ns) == QUICK.rounds
+        assert statistics.median(slow) > 3 * max(map(statistics.median, (first, last)))
+        sums = [sum(steps) for steps in zip(*result.steps_ns, strict=True)]
+        assert sums == pytest.approx(result.samples_ns, abs=0.01)
 
 
 def test_results_are_in_the_order_of_the_jobs(library: Path) -> None:

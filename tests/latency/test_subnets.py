@@ -12,6 +12,7 @@ from bignas.compile.workload import workloads
 from bignas.device_db.device import Device
 from bignas.device_db.measurement import Measurement, Subject
 from bignas.device_db.store import Store
+from bignas.latency.context import context_readings
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.jobs import Settings
 from bignas.latency.recording import Recorder, space_label
@@ -76,6 +77,38 @@ def test_subnets_are_measured_and_found_again(
     assert found == [(architecture_of(one), one.p50_ns / 1e6) for one in records]
     assert measured_subnets(store, device.name, TINY, "another code") == []
     assert measured_subnets(store, device.name, TINY.with_classes(9), evidence_hash()) == []
+
+
+def test_kernels_are_measured_where_they_run(
+    device: Device, store: Store, cache: ObjectCache
+) -> None:
+    architectures = [TINY.smallest(), TINY.biggest()]
+    kernels = {
+        work: TunedKernel(candidates(work, device.target)[0], 1.0, 1, (1.0,))
+        for one in architectures
+        for work in workloads(TINY, one)
+    }
+    recorder = Recorder(device.name)
+    records = measure_subnets(
+        TINY, architectures, kernels, device, cache, recorder, QUICK, probed=True
+    )
+    assert [one.subject for one in records[:2]] == [Subject.NETWORK] * 2
+    within = records[2:]
+    assert [one.workload for one in within] == [
+        work for one in architectures for work in workloads(TINY, one)
+    ]
+    for one in within:
+        assert one.subject is Subject.IN_NETWORK
+        assert one.space == space_label(TINY)
+        assert one.workload is not None
+        assert one.schedule == kernels[one.workload].schedule.to_text()
+        assert len(one.samples_ns) == QUICK.rounds
+    store.add_measurements(records)
+    readings = context_readings(store, device.name, kernels)
+    assert readings.keys() == kernels.keys()
+    assert {key for networks in readings.values() for key in networks} == {
+        one.key for one in architectures
+    }
 
 
 def record(architecture: Architecture, latency_ms: float, minutes: float) -> Measurement:
