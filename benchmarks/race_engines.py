@@ -45,15 +45,23 @@ from bignas.device_db.errors import BignasError, MeasurementError
 from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import LOCAL
 from bignas.device_db.store import Store
-from bignas.latency.jobs import NetworkJob
+from bignas.latency.anchor import anchored
+from bignas.latency.in_network import (
+    IN_NETWORK_PROCESSES,
+    ProbedNetwork,
+    in_network_latencies,
+    measure_in_network,
+)
+from bignas.latency.jobs import NETWORK_SETTINGS, NetworkJob, of_processes
 from bignas.latency.local import measure
-from bignas.latency.subnets import SUBNET_SETTINGS
-from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
+from bignas.latency.recording import Recorder
+from bignas.latency.tuned import fuse_tuned, schedules_of, tuned_kernels
 from bignas.latency.tuning import ensure_tuned
 
 TARGETS = (NATIVE, "x86-64-v3", "x86-64-v2")
 THREADS = (1, 2)
 ROUNDS = 60
+SPACE = "race"  # of all networks, in the records of their kernels
 TOLERANCE = 1e-3  # of the largest output; engines that use Winograd or fuse differently need it
 WORKER = Path(__file__).with_name("engine_worker.py")
 
@@ -83,7 +91,8 @@ class Compiled:
 
     graph: KernelGraph
     library: Path
-    kernel_sum_us: float
+    kernel_sum_us: float  # as measured within networks
+    alone_sum_us: float  # as measured alone
 
 
 def main() -> None:
@@ -220,8 +229,29 @@ class _Race:
             network = build_network(graph, schedules_of(kernels), cache, course.threads)
             library = self.folder / name / f"{course.target}-{course.threads}.so"
             library.write_bytes(network.library)
-            compiled[name] = Compiled(graph, library, _kernel_sum_us(graph, kernels))
-        return compiled
+            compiled[name] = Compiled(graph, library, 0.0, 0.0)
+        return self._summed(course, compiled, cache)
+
+    def _summed(
+        self, course: Course, compiled: Mapping[str, Compiled], cache: ObjectCache
+    ) -> dict[str, Compiled]:
+        """Measure kernels where they run; return networks with the sums of theirs."""
+        name = course.device.name
+        kernels = tuned_kernels(self.store, name)
+        probed = [ProbedNetwork(SPACE, model, one.graph) for model, one in compiled.items()]
+        self.store.add_measurements(
+            measure_in_network(probed, schedules_of(kernels), course.device, cache, Recorder(name))
+        )
+        within_us = in_network_latencies(self.store, name, kernels)
+        alone_us = {one: entry.latency_us for one, entry in kernels.items()}
+        return {
+            model: dataclasses.replace(
+                one,
+                kernel_sum_us=sum(within_us[work] for work in one.graph.workloads),
+                alone_sum_us=sum(alone_us[work] for work in one.graph.workloads),
+            )
+            for model, one in compiled.items()
+        }
 
     def _entry(
         self, course: Course, model: RaceModel, compiled: Compiled, engines: Sequence[str]
@@ -255,7 +285,8 @@ class _Race:
                 {name: np.load(files.output(name)) for name in engines}
             ),
             "kernel_sum_us": compiled.kernel_sum_us,
-            "network_us": _network_us(compiled.library, course.threads),
+            "alone_sum_us": compiled.alone_sum_us,
+            "network_us": _network_us(compiled.library, course.device),
             "fallback_kernels": len(compiled.graph.fallbacks),
             "fused_blocks": sum(one.hidden_channels > 0 for one in compiled.graph.workloads),
             "samples_us": {
@@ -290,17 +321,18 @@ def differences(outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
     return errors
 
 
-def _kernel_sum_us(graph: KernelGraph, kernels: Mapping[Any, TunedKernel]) -> float:
-    return sum(kernels[workload].latency_us for workload in graph.workloads)
-
-
-def _network_us(library: Path, threads: int) -> dict[str, float]:
-    """Measure a whole network as the kernel table was measured: natively, without Python."""
-    settings = dataclasses.replace(SUBNET_SETTINGS, threads=threads)
-    (result,) = measure([NetworkJob(library)], settings).results
-    if result.error is not None:
-        raise MeasurementError(f"{library.name} could not be measured: {result.error}")
-    low, median = np.quantile(result.samples_ns, [0.1, 0.5]) / 1e3
+def _network_us(library: Path, device: Device) -> dict[str, float]:
+    """Measure a whole network as its kernels were measured: natively, without Python."""
+    settings = of_processes(
+        anchored(NETWORK_SETTINGS, device.target, device.threads), IN_NETWORK_PROCESSES
+    )
+    quantiles: list[np.ndarray] = []
+    for _ in range(IN_NETWORK_PROCESSES):
+        (result,) = measure([NetworkJob(library)], settings).results
+        if result.error is not None:
+            raise MeasurementError(f"{library.name} could not be measured: {result.error}")
+        quantiles.append(np.quantile(result.samples_ns, [0.1, 0.5]) / 1e3)
+    low, median = np.median(quantiles, axis=0)
     return {"low": float(low), "p50": float(median)}
 
 

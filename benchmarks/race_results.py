@@ -130,6 +130,7 @@ def _row(entry: Entry) -> dict[str, Any]:
         "ratio": ratio(entry),
         "peak_share": entry["needed_macs"] / us / 1e3 / entry["peak_gmacs"],
         "kernel_sum_over_network": entry["kernel_sum_us"] / entry["network_us"]["p50"],
+        "alone_sum_over_network": entry["alone_sum_us"] / entry["network_us"]["p50"],
     }
 
 

@@ -12,8 +12,8 @@ from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.store import Store
 from bignas.latency.bench import MEDIAN_DEVIATION
-from bignas.latency.context import KernelContext, context_readings
 from bignas.latency.evidence import evidence_hash
+from bignas.latency.in_network import in_network_latencies
 from bignas.latency.known_tables import known_tables
 from bignas.latency.metrics import agreeing_mean
 from bignas.latency.predictor import LatencyPredictor
@@ -46,16 +46,12 @@ def fit_predictor(
             f" run `bignas profile SPACE --device {device.name}`"
         )
     complete = all(one in table for one in space_workloads(space))
-    within = context_readings(store, device.name, tuned_kernels(store, device.name))
     kernels = replace(
         LatencyPredictor.of_kernels(
-            space,
-            table,
-            confidence,
-            sources=() if complete else known_tables(store, device),
-            context=KernelContext.fit(within, table),
+            space, table, confidence, sources=() if complete else known_tables(store, device)
         ),
         repeatability=lasting_spread(store, device.name, space, evidence_hash()),
+        within_us=in_network_latencies(store, device.name, tuned_kernels(store, device.name)),
     )
     readings = subnet_readings(store, device.name, space, evidence_hash())
     networks, noise = _means((one, one.latency_ms) for one in readings), 0.0

@@ -8,7 +8,6 @@ fitted again without them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from bignas.compile.fusion import choose_kernels
 from bignas.compile.workload import workloads
 from bignas.device_db.workload import Workload
-from bignas.latency.context import KernelContext
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import mape
 from bignas.latency.predictor import LatencyPredictor
@@ -38,14 +36,13 @@ def held_out_error(
     weights: Mapping[Workload, float],
     unmeasured_share: float,
     sources: Sequence[KernelTable] = (),
-    context: KernelContext | None = None,
 ) -> float | None:
     """Return the mean absolute percentage error to expect on fresh networks, as a fraction.
 
     networks: distinct architectures and their milliseconds; weights: how much each kernel counts
     in fresh networks; unmeasured_share: part of fresh networks' kernel sums that is estimated, from
-    0 to 1; sources: tables of other devices, for kernels that are estimated; context: what networks
-    make of kernels. None when fewer than `FEWEST_NETWORKS` were measured.
+    0 to 1; sources: tables of other devices, for kernels that are estimated. None when fewer than
+    `FEWEST_NETWORKS` were measured.
     """
     if len(networks) < FEWEST_NETWORKS:
         return None
@@ -62,9 +59,6 @@ def held_out_error(
         else:
             whole = whole or LatencyPredictor.of_kernels(space, table, sources=sources)
             plain = whole
-        if context is not None:
-            own = context.without({one.key for one in test}, plain.table)
-            plain = replace(plain, context=own)
         predicted_ms[fold::FOLDS] = plain.corrected(train).predict(test).latency_ms
     return mape(predicted_ms, np.array([latency_ms for _, latency_ms in networks]))
 

@@ -6,9 +6,10 @@ code may be in its way. A look at the clock before each call of the network tell
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
 
 from bignas.compile.graph import KernelCall, KernelGraph
 from bignas.compile.network import build_network
@@ -17,13 +18,25 @@ from bignas.compile.schedule import Schedule
 from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.measurement import Environment, Measurement
+from bignas.device_db.store import Store
 from bignas.device_db.workload import Workload
 from bignas.latency.anchor import anchored
-from bignas.latency.jobs import NetworkJob, Settings, TimingResult, of_processes
+from bignas.latency.evidence import evidence_hash
+from bignas.latency.jobs import NETWORK_SETTINGS, NetworkJob, Settings, TimingResult, of_processes
 from bignas.latency.measuring import measure_on
+from bignas.latency.process_effects import process_of
 from bignas.latency.recording import Recorder
+from bignas.latency.tuned import TunedKernel
 
-__all__ = ["ProbedNetwork", "in_network_records", "measure_in_network"]
+__all__ = [
+    "IN_NETWORK_PROCESSES",
+    "ProbedNetwork",
+    "in_network_latencies",
+    "in_network_records",
+    "measure_in_network",
+]
+
+IN_NETWORK_PROCESSES = 5  # where pages lie in the caches is drawn anew in each
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +83,38 @@ def in_network_records(
     ]
 
 
+def in_network_latencies(
+    store: Store, device: str, kernels: Mapping[Workload, TunedKernel]
+) -> dict[Workload, float]:
+    """Return what tuned `kernels` take in networks, in us, as far as measured with this code.
+
+    The mean of all networks; in each of them the mean of all calls, the median of all processes.
+    Other schedules than the tuned ones do not count.
+    """
+    schedules = {one: entry.schedule.to_text() for one, entry in kernels.items()}
+    found: dict[Workload, dict[str, dict[Hashable, list[float]]]] = {}
+    for item in store.in_network_measurements(device, code_hash=evidence_hash()):
+        work, network = item.workload, item.architecture
+        if work is None or network is None or item.schedule != schedules.get(work):
+            continue
+        processes = found.setdefault(work, {}).setdefault(network, {})
+        processes.setdefault((item.session, process_of(item)), []).append(item.p50_ns / 1e3)
+    return {
+        work: fmean(
+            median(fmean(calls) for calls in processes.values()) for processes in networks.values()
+        )
+        for work, networks in found.items()
+    }
+
+
 def measure_in_network(
     networks: Sequence[ProbedNetwork],
     schedules: Mapping[Workload, Schedule],
     device: Device,
     cache: ObjectCache,
     recorder: Recorder,
-    settings: Settings,
-    processes: int,
+    settings: Settings = NETWORK_SETTINGS,
+    processes: int = IN_NETWORK_PROCESSES,
 ) -> list[Measurement]:
     """Measure the kernels of networks where they run, in so many processes, and return the records.
 

@@ -2,11 +2,9 @@
 
 Decisions
 - The binary is a sequence of fused kernels, so its latency is close to the sum of theirs. Kernels
-  come from the table of measurements, or from `KernelModel` where profiling stopped early; what
-  networks make of them is the `KernelContext`. What the sum misses still is learned from measured
-  networks as log(measured / sum): a `Correction`, which may be none at all. Cross-validation picks
-  it, so few networks do no harm. The sum of a network that anything is learned from is that without
-  what its own kernels took in it.
+  come from the table of measurements, or from `KernelModel` where profiling stopped early. What the
+  sum misses (calls, caches) is learned from measured networks as log(measured / sum): a
+  `Correction`, which may be none at all. Cross-validation picks it, so few networks do no harm.
 - Intervals are conformal: quantiles of the errors made on networks left out of the fit, divided by
   what makes an error likely: the part of the sum that is estimated. (Papadopoulos et al.,
   "Normalized nonconformity measures for regression with conformal prediction", AIA 2008;
@@ -22,8 +20,8 @@ Decisions
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +34,7 @@ from bignas.compile.workload import workloads
 from bignas.device_db.errors import BignasError, InputError
 from bignas.device_db.files import write_atomically
 from bignas.device_db.workload import Workload
-from bignas.latency.context import KernelContext
-from bignas.latency.features import KernelEstimates, NetworkSums, SpaceSums, network_features
+from bignas.latency.features import NetworkSums, SpaceSums, network_features
 from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
 from bignas.latency.regression import Correction, Fit, ModelKind, fit_correction
 from bignas.supernet.architecture import Architecture
@@ -54,7 +51,7 @@ __all__ = [
 Array = NDArray[np.float64]
 
 FORMAT = "bignas-latency-predictor"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 DEFAULT_HALF_WIDTH = math.log(1.25)  # of log latency when no network was measured
 FEWEST_TO_CALIBRATE = 3  # measured networks
 SMALLEST_BASE = 0.002  # errors below 0.2% are luck
@@ -73,7 +70,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class KernelLatency:
-    """One kernel of a network: what it takes there, and whether it was measured."""
+    """One kernel of a network: what it takes, in networks if that is known, and if measured."""
 
     workload: Workload
     latency_us: float
@@ -162,37 +159,21 @@ class LatencyPredictor:
     confidence: float  # share of networks that the intervals are to cover
     networks: int  # measured networks it was fitted to
     repeatability: float = 0.0  # relative deviation of a binary measured again; 0: unknown
-    context: KernelContext = field(default_factory=KernelContext)
+    within_us: Mapping[Workload, float] = field(default_factory=dict)  # of kernels in networks
     _sums: SpaceSums = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
             raise InputError(f"confidence must lie between 0 and 1, not {self.confidence:g}")
-        object.__setattr__(self, "_sums", self._sums_in(self.context))
-
-    def _sums_in(self, context: KernelContext) -> SpaceSums:
-        return SpaceSums(
-            self.space,
-            estimate=lambda works: self._estimate(works, context),
-            choose=lambda layers: choose_kernels(layers, self.table),
+        object.__setattr__(
+            self,
+            "_sums",
+            SpaceSums(
+                self.space,
+                estimate=lambda work: estimate_kernels(self.table, self.kernel_model, work),
+                choose=lambda layers: choose_kernels(layers, self.table),
+            ),
         )
-
-    def _estimate(self, works: Sequence[Workload], context: KernelContext) -> KernelEstimates:
-        alone = estimate_kernels(self.table, self.kernel_model, works)
-        factors = context.factors(works, alone.latency_us)
-        return replace(alone, latency_us=alone.latency_us * factors)
-
-    def _sums_without_own(self, architectures: Sequence[Architecture]) -> NetworkSums:
-        """Return the sum of each network as it would be without its own kernels' readings in it."""
-        if not architectures or not self.context.readings:
-            return self._sums(architectures)
-        sums = [
-            self._sums_in(self.context.without({one.key}, self.table))([one])
-            for one in architectures
-        ]
-        names = [one.name for one in fields(NetworkSums)]
-        columns = {name: np.concatenate([getattr(one, name) for one in sums]) for name in names}
-        return NetworkSums(**columns)
 
     @classmethod
     def fit(
@@ -221,9 +202,8 @@ class LatencyPredictor:
         confidence: float = 0.9,
         seed: int = 0,
         sources: Sequence[KernelTable] = (),
-        context: KernelContext | None = None,
     ) -> "LatencyPredictor":
-        """Fit to measured kernels alone: the prediction is their sum, as their `context` has it.
+        """Fit to measured kernels alone: the prediction is their plain sum.
 
         `sources` are other devices, from which kernels that were not measured are estimated too.
         Raises InputError for an empty table or a confidence outside 0..1.
@@ -236,7 +216,6 @@ class LatencyPredictor:
             interval=Interval(DEFAULT_HALF_WIDTH, DEFAULT_HALF_WIDTH, 0.0, 1.0),
             confidence=confidence,
             networks=0,
-            context=context or KernelContext(),
         )
 
     def corrected(
@@ -248,7 +227,7 @@ class LatencyPredictor:
         latencies are without.
         """
         architectures, measured_ms = _medians(self.space, networks)
-        sums = self._sums_without_own(architectures)
+        sums = self._sums(architectures)
         fit = _fit_ratios(sums, measured_ms, seed)
         interval = Interval.calibrate(
             fit.residuals, sums.estimated_share, self.kernel_model.error, self.confidence, noise
@@ -265,8 +244,7 @@ class LatencyPredictor:
         With the kernels as they are. Raises as `fit`.
         """
         architectures, measured_ms = _medians(self.space, networks)
-        sums = self._sums_without_own(architectures)
-        residuals = _fit_ratios(sums, measured_ms, seed).residuals
+        residuals = _fit_ratios(self._sums(architectures), measured_ms, seed).residuals
         return dict(zip(architectures, (measured_ms * np.exp(-residuals)).tolist(), strict=True))
 
     def conditioned(self, networks: Sequence[tuple[Architecture, float]]) -> "LatencyPredictor":
@@ -342,9 +320,15 @@ class LatencyPredictor:
         return self._sums(architectures).latency_us / MICROSECONDS_PER_MILLISECOND
 
     def kernels(self, architecture: Architecture) -> list[KernelLatency]:
-        """The kernels of one network in the order in which they run, with their latencies."""
+        """The kernels of one network in the order in which they run, with their latencies.
+
+        Those that were measured within networks have the mean of that: their sum comes nearer to
+        the network than `kernel_sums_ms`. Predictions are made of the latter, and lose nothing by
+        it (docs/decisions.md, "Kernels are measured where they run, too").
+        """
         works = choose_kernels(workloads(self.space, architecture), self.table)
-        estimates = self._estimate(works, self.context)
+        table = {**self.table, **self.within_us}
+        estimates = estimate_kernels(table, self.kernel_model, works)
         return [
             KernelLatency(work, float(latency_us), bool(measured))
             for work, latency_us, measured in zip(
@@ -405,9 +389,9 @@ class LatencyPredictor:
             "machine_digest": self.table.machine_digest,
             "runtime": self.table.runtime,
             "kernels_us": self.table.to_dict(),
+            "within_us": {one.key: us for one, us in self.within_us.items()},
             "table_digest": self.table.digest,
             "kernel_model": self.kernel_model.to_dict(),
-            "context": self.context.to_dict(),
             "correction": self.correction.to_dict(),
             "interval": asdict(self.interval),
             "confidence": self.confidence,
@@ -471,7 +455,10 @@ class LatencyPredictor:
             confidence=float(content["confidence"]),
             networks=int(content["networks"]),
             repeatability=float(content.get("repeatability", 0.0)),
-            context=KernelContext.from_dict(content["context"]),
+            within_us={
+                Workload.from_key(key): float(latency_us)
+                for key, latency_us in content.get("within_us", {}).items()
+            },
         )
 
     def save(self, path: Path) -> None:

@@ -26,7 +26,6 @@ from bignas.device_db.errors import InputError, MeasurementError
 from bignas.device_db.files import cache_folder, locked
 from bignas.device_db.store import Store
 from bignas.device_db.workload import Layout, Workload
-from bignas.latency.context import KernelContext, context_readings
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.held_out import held_out_error
 from bignas.latency.kernel_model import KernelTable
@@ -318,7 +317,7 @@ class _Profile:
         self._report(Phase.SUBNETS)
 
     def _measure_subnets(self, architectures: Sequence[Architecture], *, probed: bool) -> None:
-        """Measure subnets; those that are new with their kernels."""
+        """Measure subnets; those that are new with the kernels in them."""
         tuner = self._tuner
         records = measure_subnets(
             self._space,
@@ -389,10 +388,7 @@ class _Profile:
         weights = self._planner.weights(state.table)
         share = float(self._planner.estimated_shares(state.table).mean())
         networks = list(state.networks.items())
-        store, device = self._tuner.store, self._tuner.device.name
-        within = context_readings(store, device, tuned_kernels(store, device))
-        context = KernelContext.fit(within, table)
-        return held_out_error(self._space, table, networks, weights, share, self._sources, context)
+        return held_out_error(self._space, table, networks, weights, share, self._sources)
 
     # Time, turns and progress
 

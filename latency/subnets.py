@@ -4,7 +4,6 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from bignas.device_db.store import Store
 from bignas.device_db.workload import BYTES_PER_VALUE, Workload
 from bignas.latency.anchor import anchored
 from bignas.latency.in_network import ProbedNetwork, in_network_records
-from bignas.latency.jobs import CAREFUL, NetworkJob, Settings, of_processes
+from bignas.latency.jobs import NETWORK_SETTINGS, NetworkJob, Settings, of_processes
 from bignas.latency.measuring import measure_on
 from bignas.latency.metrics import agreeing_mean, deviation
 from bignas.latency.process_effects import NetworkReading
@@ -28,7 +27,6 @@ from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 
 __all__ = [
-    "SUBNET_SETTINGS",
     "by_network",
     "lasting_spread",
     "measure_subnets",
@@ -39,7 +37,6 @@ __all__ = [
     "typical_weights_bytes",
 ]
 
-SUBNET_SETTINGS = replace(CAREFUL, rounds=40, sample_us=500.0)
 LASTING_SECONDS = 60.0
 LASTING_COUNT = 10
 
@@ -51,7 +48,7 @@ def measure_subnets(
     device: Device,
     cache: ObjectCache,
     recorder: Recorder,
-    settings: Settings = SUBNET_SETTINGS,
+    settings: Settings = NETWORK_SETTINGS,
     progress: Callable[[int, int, int], None] | None = None,
     processes: int = 1,
     *,
