@@ -46,12 +46,8 @@ from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import LOCAL
 from bignas.device_db.store import Store
 from bignas.latency.anchor import anchored
-from bignas.latency.in_network import (
-    IN_NETWORK_PROCESSES,
-    ProbedNetwork,
-    in_network_latencies,
-    measure_in_network,
-)
+from bignas.latency.in_network import IN_NETWORK_PROCESSES, ProbedNetwork, measure_in_network
+from bignas.latency.in_network_table import in_network_table
 from bignas.latency.jobs import NETWORK_SETTINGS, NetworkJob, of_processes
 from bignas.latency.local import measure
 from bignas.latency.recording import Recorder
@@ -87,12 +83,16 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A network of ours: its kernels, the linked library and the sum of its kernels' latencies."""
+    """A network of ours: its kernels and the linked library; its latency, those of kernels summed.
+
+    The kernels' are those within networks, and those of kernels measured alone.
+    """
 
     graph: KernelGraph
     library: Path
-    kernel_sum_us: float  # as measured within networks
-    alone_sum_us: float  # as measured alone
+    network_us: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    kernel_sum_us: float = 0.0
+    alone_sum_us: float = 0.0
 
 
 def main() -> None:
@@ -229,25 +229,37 @@ class _Race:
             network = build_network(graph, schedules_of(kernels), cache, course.threads)
             library = self.folder / name / f"{course.target}-{course.threads}.so"
             library.write_bytes(network.library)
-            compiled[name] = Compiled(graph, library, 0.0, 0.0)
-        return self._summed(course, compiled, cache)
+            compiled[name] = Compiled(graph, library)
+        return self._measured(course, compiled, cache)
 
-    def _summed(
+    def _measured(
         self, course: Course, compiled: Mapping[str, Compiled], cache: ObjectCache
     ) -> dict[str, Compiled]:
-        """Measure kernels where they run; return networks with the sums of theirs."""
-        name = course.device.name
-        kernels = tuned_kernels(self.store, name)
-        probed = [ProbedNetwork(SPACE, model, one.graph) for model, one in compiled.items()]
-        self.store.add_measurements(
-            measure_in_network(probed, schedules_of(kernels), course.device, cache, Recorder(name))
-        )
-        within_us = in_network_latencies(self.store, name, kernels)
+        """Measure each network, and its kernels where they run, in turns; return them with that.
+
+        Without Python, each network alone in its processes, as bundles are measured.
+        """
+        device = course.device
+        kernels = tuned_kernels(self.store, device.name)
+        schedules, recorder = schedules_of(kernels), Recorder(device.name)
+        network_us: dict[str, dict[str, float]] = {}
+        for model, one in compiled.items():
+            quantiles: list[np.ndarray] = []
+            for _ in range(IN_NETWORK_PROCESSES):
+                probed = [ProbedNetwork(SPACE, model, one.graph)]
+                self.store.add_measurements(
+                    measure_in_network(probed, schedules, device, cache, recorder, processes=1)
+                )
+                quantiles.append(_network_quantiles_us(one.library, device))
+            low, median = np.median(quantiles, axis=0)
+            network_us[model] = {"low": float(low), "p50": float(median)}
+        within = in_network_table(self.store, device.name, kernels)
         alone_us = {one: entry.latency_us for one, entry in kernels.items()}
         return {
             model: dataclasses.replace(
                 one,
-                kernel_sum_us=sum(within_us[work] for work in one.graph.workloads),
+                network_us=network_us[model],
+                kernel_sum_us=_sum(within.latencies_us(one.graph.workloads)),
                 alone_sum_us=sum(alone_us[work] for work in one.graph.workloads),
             )
             for model, one in compiled.items()
@@ -286,7 +298,7 @@ class _Race:
             ),
             "kernel_sum_us": compiled.kernel_sum_us,
             "alone_sum_us": compiled.alone_sum_us,
-            "network_us": _network_us(compiled.library, course.device),
+            "network_us": compiled.network_us,
             "fallback_kernels": len(compiled.graph.fallbacks),
             "fused_blocks": sum(one.hidden_channels > 0 for one in compiled.graph.workloads),
             "samples_us": {
@@ -321,19 +333,19 @@ def differences(outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
     return errors
 
 
-def _network_us(library: Path, device: Device) -> dict[str, float]:
-    """Measure a whole network as its kernels were measured: natively, without Python."""
-    settings = of_processes(
-        anchored(NETWORK_SETTINGS, device.target, device.threads), IN_NETWORK_PROCESSES
-    )
-    quantiles: list[np.ndarray] = []
-    for _ in range(IN_NETWORK_PROCESSES):
-        (result,) = measure([NetworkJob(library)], settings).results
-        if result.error is not None:
-            raise MeasurementError(f"{library.name} could not be measured: {result.error}")
-        quantiles.append(np.quantile(result.samples_ns, [0.1, 0.5]) / 1e3)
-    low, median = np.median(quantiles, axis=0)
-    return {"low": float(low), "p50": float(median)}
+def _sum(latencies_us: Sequence[float | None]) -> float:
+    if None in latencies_us:
+        raise MeasurementError("a kernel has no latency within its network")
+    return sum(us for us in latencies_us if us is not None)
+
+
+def _network_quantiles_us(library: Path, device: Device) -> np.ndarray:
+    """Measure a network in a process of its own; return the first decile and the median."""
+    settings = anchored(NETWORK_SETTINGS, device.target, device.threads)
+    (result,) = measure([NetworkJob(library)], of_processes(settings, IN_NETWORK_PROCESSES)).results
+    if result.error is not None:
+        raise MeasurementError(f"{library.name} could not be measured: {result.error}")
+    return np.quantile(result.samples_ns, [0.1, 0.5]) / 1e3
 
 
 def _show_tuning(done: int, total: int, rejected: int) -> bool:

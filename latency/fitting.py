@@ -2,9 +2,12 @@
 
 Networks are measured in several processes, each of which is off as a whole: that is taken away
 before anything is learned from them. What a binary is measured at has it still, as far as the
-median of several processes does not take it out, so intervals are widened by it.
+median of several processes does not take it out, so intervals are widened by it. Half of what
+measurements minutes apart differ by is taken to last longer than such processes do: a convention,
+with which the intervals of four profiles came nearer to their confidence (docs/decisions.md).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -13,7 +16,7 @@ from bignas.device_db.errors import MeasurementError
 from bignas.device_db.store import Store
 from bignas.latency.bench import MEDIAN_DEVIATION
 from bignas.latency.evidence import evidence_hash
-from bignas.latency.in_network import in_network_latencies
+from bignas.latency.in_network_table import in_network_table
 from bignas.latency.known_tables import known_tables
 from bignas.latency.metrics import agreeing_mean
 from bignas.latency.predictor import LatencyPredictor
@@ -26,6 +29,7 @@ from bignas.supernet.space import SearchSpace
 
 __all__ = ["fit_predictor"]
 
+LASTING_SHARE = 0.5  # of the variance of measurements minutes apart: lasts longer than a bench
 EFFECT_PASSES = 2  # more change nothing that fresh networks would show
 
 
@@ -51,7 +55,7 @@ def fit_predictor(
             space, table, confidence, sources=() if complete else known_tables(store, device)
         ),
         repeatability=lasting_spread(store, device.name, space, evidence_hash()),
-        within_us=in_network_latencies(store, device.name, tuned_kernels(store, device.name)),
+        within=in_network_table(store, device.name, tuned_kernels(store, device.name)),
     )
     readings = subnet_readings(store, device.name, space, evidence_hash())
     networks, noise = _means((one, one.latency_ms) for one in readings), 0.0
@@ -59,7 +63,8 @@ def fit_predictor(
         effects = ProcessEffects.estimate(readings, kernels.held_out_ms(networks))
         networks = _means((one, effects.without(one)) for one in readings)
         noise = effects.deviation * MEDIAN_DEVIATION
-    return kernels.corrected(networks, noise=noise)
+    changing = math.sqrt(LASTING_SHARE + (1 - LASTING_SHARE) * MEDIAN_DEVIATION**2)
+    return kernels.corrected(networks, noise=max(noise, kernels.repeatability * changing))
 
 
 def _means(readings: Iterable[tuple[NetworkReading, float]]) -> list[tuple[Architecture, float]]:

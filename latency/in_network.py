@@ -6,10 +6,9 @@ code may be in its way. A look at the clock before each call of the network tell
 """
 
 import tempfile
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, median
 
 from bignas.compile.graph import KernelCall, KernelGraph
 from bignas.compile.network import build_network
@@ -18,20 +17,15 @@ from bignas.compile.schedule import Schedule
 from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.measurement import Environment, Measurement
-from bignas.device_db.store import Store
 from bignas.device_db.workload import Workload
 from bignas.latency.anchor import anchored
-from bignas.latency.evidence import evidence_hash
 from bignas.latency.jobs import NETWORK_SETTINGS, NetworkJob, Settings, TimingResult, of_processes
 from bignas.latency.measuring import measure_on
-from bignas.latency.process_effects import process_of
 from bignas.latency.recording import Recorder
-from bignas.latency.tuned import TunedKernel
 
 __all__ = [
     "IN_NETWORK_PROCESSES",
     "ProbedNetwork",
-    "in_network_latencies",
     "in_network_records",
     "measure_in_network",
 ]
@@ -68,9 +62,10 @@ def in_network_records(
 ) -> list[Measurement]:
     """Return a record of each call of a kernel; none of a network that could not be measured.
 
-    Of networks with fallback kernels, those are left out.
+    Those of one process have the same moment. Of networks with fallback kernels, those are left
+    out.
     """
-    return [
+    records = [
         recorder.in_network(
             (network.space, network.key),
             call.workload,
@@ -81,30 +76,7 @@ def in_network_records(
         for call, samples_ns in zip(network.graph.calls, result.steps_ns, strict=False)
         if isinstance(call, KernelCall)
     ]
-
-
-def in_network_latencies(
-    store: Store, device: str, kernels: Mapping[Workload, TunedKernel]
-) -> dict[Workload, float]:
-    """Return what tuned `kernels` take in networks, in us, as far as measured with this code.
-
-    The mean of all networks; in each of them the mean of all calls, the median of all processes.
-    Other schedules than the tuned ones do not count.
-    """
-    schedules = {one: entry.schedule.to_text() for one, entry in kernels.items()}
-    found: dict[Workload, dict[str, dict[Hashable, list[float]]]] = {}
-    for item in store.in_network_measurements(device, code_hash=evidence_hash()):
-        work, network = item.workload, item.architecture
-        if work is None or network is None or item.schedule != schedules.get(work):
-            continue
-        processes = found.setdefault(work, {}).setdefault(network, {})
-        processes.setdefault((item.session, process_of(item)), []).append(item.p50_ns / 1e3)
-    return {
-        work: fmean(
-            median(fmean(calls) for calls in processes.values()) for processes in networks.values()
-        )
-        for work, networks in found.items()
-    }
+    return [replace(one, created_at=records[0].created_at) for one in records]
 
 
 def measure_in_network(

@@ -21,7 +21,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from bignas.device_db.errors import BignasError, InputError
 from bignas.device_db.files import write_atomically
 from bignas.device_db.workload import Workload
 from bignas.latency.features import NetworkSums, SpaceSums, network_features
+from bignas.latency.in_network_table import InNetworkTable
 from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
 from bignas.latency.regression import Correction, Fit, ModelKind, fit_correction
 from bignas.supernet.architecture import Architecture
@@ -119,6 +120,11 @@ class Interval:
             quantile=_upper_quantile(errors / (base + shares * kernel_error), confidence),
         )
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Interval":
+        """Inverse of `asdict`. Raises KeyError, TypeError or ValueError."""
+        return cls(**{one.name: float(values[one.name]) for one in fields(cls)})
+
     def half_widths(self, shares: Array) -> Array:
         """Half widths of log latency for networks with these estimated shares."""
         grown = self.quantile * (self.base + shares * self.kernel_error)
@@ -155,11 +161,12 @@ class LatencyPredictor:
     table: KernelTable
     kernel_model: KernelModel
     correction: Correction  # of log(network / kernel sum), on network_features
-    interval: Interval
+    interval: Interval  # also of what changes until a binary is measured
     confidence: float  # share of networks that the intervals are to cover
     networks: int  # measured networks it was fitted to
     repeatability: float = 0.0  # relative deviation of a binary measured again; 0: unknown
-    within_us: Mapping[Workload, float] = field(default_factory=dict)  # of kernels in networks
+    within: InNetworkTable = field(default_factory=InNetworkTable)
+    settled: Interval | None = None  # where that change is known; None: as `interval`
     _sums: SpaceSums = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -229,11 +236,18 @@ class LatencyPredictor:
         architectures, measured_ms = _medians(self.space, networks)
         sums = self._sums(architectures)
         fit = _fit_ratios(sums, measured_ms, seed)
-        interval = Interval.calibrate(
-            fit.residuals, sums.estimated_share, self.kernel_model.error, self.confidence, noise
+        interval, settled = (
+            Interval.calibrate(
+                fit.residuals, sums.estimated_share, self.kernel_model.error, self.confidence, one
+            )
+            for one in (noise, 0.0)
         )
         return replace(
-            self, correction=fit.correction, interval=interval, networks=len(architectures)
+            self,
+            correction=fit.correction,
+            interval=interval,
+            settled=settled,
+            networks=len(architectures),
         )
 
     def held_out_ms(
@@ -254,15 +268,19 @@ class LatencyPredictor:
         region's, or the day's, and a fit to networks of the whole space would hardly follow. The
         shift is the median logarithm of measured / predicted, shrunk by n / (n + 1), as by a prior
         for which regions deviate from the prediction about as much as networks of one region from
-        each other. Intervals keep their width. Raises InputError for a latency that is not
-        positive, ArchitectureError for a network outside the space.
+        each other. From some networks on, intervals are those of fresh networks measured at the
+        same time as those of the fit. Raises InputError for a latency that is not positive,
+        ArchitectureError for a network outside the space.
         """
         if not networks:
             return self
         architectures, measured_ms = _medians(self.space, networks)
         log_ratios = np.log(measured_ms / self.predict(architectures).latency_ms)
         shift = float(np.median(log_ratios)) * len(log_ratios) / (len(log_ratios) + 1)
-        return replace(self, correction=self.correction.shifted(shift))
+        settled = self.settled if len(log_ratios) >= FEWEST_TO_CALIBRATE else None
+        return replace(
+            self, correction=self.correction.shifted(shift), interval=settled or self.interval
+        )
 
     # --- predicting -------------------------------------------------------------------------------
 
@@ -322,17 +340,17 @@ class LatencyPredictor:
     def kernels(self, architecture: Architecture) -> list[KernelLatency]:
         """The kernels of one network in the order in which they run, with their latencies.
 
-        Those that were measured within networks have the mean of that: their sum comes nearer to
-        the network than `kernel_sums_ms`. Predictions are made of the latter, and lose nothing by
-        it (docs/decisions.md, "Kernels are measured where they run, too").
+        Those that were measured within networks have what they take there: their sum comes nearer
+        to the network than `kernel_sums_ms`. Predictions are made of the latter, and lose nothing
+        by it (docs/decisions.md, "Kernels are measured where they run").
         """
         works = choose_kernels(workloads(self.space, architecture), self.table)
-        table = {**self.table, **self.within_us}
-        estimates = estimate_kernels(table, self.kernel_model, works)
+        estimates = estimate_kernels(self.table, self.kernel_model, works)
+        within_us = self.within.latencies_us(works)
         return [
-            KernelLatency(work, float(latency_us), bool(measured))
-            for work, latency_us, measured in zip(
-                works, estimates.latency_us, estimates.measured, strict=True
+            KernelLatency(work, float(alone_us if us is None else us), bool(measured))
+            for work, alone_us, us, measured in zip(
+                works, estimates.latency_us, within_us, estimates.measured, strict=True
             )
         ]
 
@@ -389,11 +407,12 @@ class LatencyPredictor:
             "machine_digest": self.table.machine_digest,
             "runtime": self.table.runtime,
             "kernels_us": self.table.to_dict(),
-            "within_us": {one.key: us for one, us in self.within_us.items()},
+            "within": self.within.to_dict(),
             "table_digest": self.table.digest,
             "kernel_model": self.kernel_model.to_dict(),
             "correction": self.correction.to_dict(),
             "interval": asdict(self.interval),
+            "settled": None if self.settled is None else asdict(self.settled),
             "confidence": self.confidence,
             "networks": self.networks,
             "repeatability": self.repeatability,
@@ -440,25 +459,18 @@ class LatencyPredictor:
             machine_digest=_text_or_none(content.get("machine_digest")),
             runtime=_text_or_none(content.get("runtime")),
         )
-        interval = content["interval"]
+        settled = content.get("settled")
         return cls(
             space=SearchSpace.from_dict(content["space"]),
             table=table,
             kernel_model=KernelModel.from_dict(content["kernel_model"]),
             correction=Correction.from_dict(content["correction"]),
-            interval=Interval(
-                floor=float(interval["floor"]),
-                base=float(interval["base"]),
-                kernel_error=float(interval["kernel_error"]),
-                quantile=float(interval["quantile"]),
-            ),
+            interval=Interval.from_dict(content["interval"]),
+            settled=None if settled is None else Interval.from_dict(settled),
             confidence=float(content["confidence"]),
             networks=int(content["networks"]),
             repeatability=float(content.get("repeatability", 0.0)),
-            within_us={
-                Workload.from_key(key): float(latency_us)
-                for key, latency_us in content.get("within_us", {}).items()
-            },
+            within=InNetworkTable.from_dict(content.get("within", {})),
         )
 
     def save(self, path: Path) -> None:

@@ -22,18 +22,7 @@ from bignas.device_db.measurement import Measurement
 from bignas.latency.metrics import deviation
 from bignas.supernet.architecture import Architecture
 
-__all__ = ["NetworkReading", "ProcessEffects", "process_of"]
-
-
-def process_of(measurement: Measurement) -> Hashable:
-    """Return what tells the processes of a session apart: what the machine did meanwhile."""
-    environment = measurement.environment
-    return (
-        measurement.provenance.host,
-        environment.load_average,
-        environment.steal_fraction,
-        environment.context_switches,
-    )
+__all__ = ["NetworkReading", "ProcessEffects"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +36,14 @@ class NetworkReading:
 
     @classmethod
     def of(cls, measurement: Measurement, network: Architecture) -> "NetworkReading":
-        """Return that of a record."""
-        process = process_of(measurement)
+        """Return that of a record; processes are told apart by what the machine did meanwhile."""
+        environment = measurement.environment
+        process = (
+            measurement.provenance.host,
+            environment.load_average,
+            environment.steal_fraction,
+            environment.context_switches,
+        )
         return cls(network, measurement.session, process, measurement.p50_ns / 1e6)
 
 

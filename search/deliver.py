@@ -31,6 +31,7 @@ from bignas.device_db.measurement import MeasurementKind
 from bignas.device_db.probe import obstacle_to_measuring, probe_local
 from bignas.device_db.store import Store
 from bignas.device_db.workload import BYTES_PER_VALUE, Workload
+from bignas.latency.in_network_table import in_network_table
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.tuned import (
     TunedKernel,
@@ -161,6 +162,11 @@ def deliver_graph(
     schedules = schedules_or_guesses(graph.workloads, kernels, device)
     network = build_network(graph, schedules, cache, device.threads)
     complete = all(one in kernels for one in graph.workloads)
+    within = in_network_table(store, device.name, kernels).latencies_us(graph.workloads)
+    latencies_us = {one: entry.latency_us for one, entry in kernels.items()}
+    latencies_us |= {
+        one: us for one, us in zip(graph.workloads, within, strict=True) if us is not None
+    }
     contents = BundleContents(
         name=name,
         network=network,
@@ -171,7 +177,7 @@ def deliver_graph(
         space=space.name if space else None,
         space_digest=space.digest if space else None,
         architecture=architecture.to_dict() if architecture else None,
-        kernel_latency_us={one: entry.latency_us for one, entry in kernels.items()},
+        kernel_latency_us=latencies_us,
         predicted=predicted if complete else None,  # it is that of tuned kernels
         bignas_version=version("bignas"),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 
@@ -82,3 +83,21 @@ def test_intervals_know_that_binaries_are_measured_in_such_processes(store: Stor
     fill(store, np.exp(np.random.default_rng(1).normal(0, 0.03, 8)).tolist())
     predictor = fit_predictor(TINY, store.device("board"), store)
     assert predictor.interval.floor > 0.018 * MEDIAN_DEVIATION
+
+
+def test_intervals_know_that_machines_change_within_minutes(store: Store) -> None:
+    fill(store, [1.0] * 4)
+    device = store.device("board")
+    steady = fit_predictor(TINY, device, store).interval.floor
+    random = np.random.default_rng(2)
+    again = [
+        replace(
+            one,
+            samples_ns=tuple(ns * float(np.exp(random.normal(0, 0.02))) for ns in one.samples_ns),
+            created_at=one.created_at + timedelta(minutes=10),
+            session="later",
+        )
+        for one in store.network_measurements("board")
+    ]
+    store.add_measurements(again)
+    assert fit_predictor(TINY, device, store).interval.floor > steady + 0.005

@@ -140,6 +140,19 @@ def test_measured_networks_keep_a_quantile_as_often_as_it_says(level: float) -> 
     assert level - 0.08 <= np.mean(kept) <= level + 0.08
 
 
+def test_what_changes_until_a_binary_is_measured_widens_intervals_until_that_is_known() -> None:
+    table, train = make_table(KERNELS), networks(40)
+    plain = LatencyPredictor.of_kernels(SPACE, table)
+    steady, changing = plain.corrected(train), plain.corrected(train, noise=0.05)
+    assert changing.interval.floor > steady.interval.floor + 0.04
+    assert changing.settled == steady.settled == steady.interval
+    fresh = list(zip(TEST[:3], TEST_MS[:3], strict=True))
+    assert changing.conditioned(fresh[:2]).interval == changing.interval
+    assert changing.conditioned(fresh).interval == steady.interval
+    again = LatencyPredictor.from_bytes(changing.to_bytes())
+    assert (again.interval, again.settled) == (changing.interval, changing.settled)
+
+
 def test_an_outlier_among_the_networks_is_survived() -> None:
     train = networks(30)
     train[3] = (train[3][0], train[3][1] * 5)

@@ -1,0 +1,120 @@
+"""What kernels take within networks, by the size of the networks' weights.
+
+Whether a kernel finds its weights in a core's own cache, in the shared one or in memory depends on
+what the rest of the network reads between its calls: the same kernel took 53 us in a network that
+reads 14 MB of weights and 75 us in one of 19 (docs/decisions.md, "Kernels are measured where they
+run"). So what is known of a kernel is averaged over the networks that it was measured in, those of
+similar size first: a kernel regression (Nadaraya, "On estimating regression", Theory of Probability
+and its Applications 9, 1964).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from statistics import fmean, median
+from typing import Any, Self
+
+import numpy as np
+
+from bignas.compile.packing import count_read
+from bignas.compile.schedule import Schedule
+from bignas.device_db.measurement import Measurement
+from bignas.device_db.store import Store
+from bignas.device_db.workload import BYTES_PER_VALUE, Workload
+from bignas.latency.evidence import evidence_hash
+from bignas.latency.tuned import TunedKernel
+
+__all__ = ["InNetworkTable", "in_network_table"]
+
+WIDTH_OCTAVES = 0.25  # of the weighting of networks by the size of their weights
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A kernel in one network: the bytes of weights that one run of the network reads, and us."""
+
+    network_bytes: int
+    latency_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class InNetworkTable:
+    """Readings of kernels in networks, and how many bytes of weights each kernel reads."""
+
+    readings: Mapping[Workload, Sequence[Reading]] = field(default_factory=dict)
+    read_bytes: Mapping[Workload, int] = field(default_factory=dict)
+
+    def latencies_us(self, kernels: Sequence[Workload]) -> list[float | None]:
+        """Return what the kernels of one network take in it; None where there is no reading."""
+        size = sum(self.read_bytes.get(one, BYTES_PER_VALUE * one.weight_count) for one in kernels)
+        return [self._latency_us(one, size) for one in kernels]
+
+    def _latency_us(self, kernel: Workload, network_bytes: int) -> float | None:
+        readings = self.readings.get(kernel)
+        if not readings:
+            return None
+        sizes = np.array([one.network_bytes for one in readings], dtype=np.float64)
+        octaves = np.log2(np.maximum(sizes, 1) / max(network_bytes, 1)) / WIDTH_OCTAVES
+        exponents = octaves**2 / 2
+        weights = np.exp(exponents.min() - exponents)
+        latencies_us = np.array([one.latency_us for one in readings])
+        return float(np.average(latencies_us, weights=weights))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, in the order of the kernels' keys."""
+        return {
+            work.key: {
+                "read_bytes": self.read_bytes[work],
+                "readings": [[one.network_bytes, one.latency_us] for one in self.readings[work]],
+            }
+            for work in sorted(self.readings, key=lambda one: one.key)
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`. Raises KeyError, TypeError, ValueError, BignasError."""
+        works = {key: Workload.from_key(key) for key in values}
+        return cls(
+            readings={
+                works[key]: [Reading(int(size), float(us)) for size, us in one["readings"]]
+                for key, one in values.items()
+            },
+            read_bytes={works[key]: int(one["read_bytes"]) for key, one in values.items()},
+        )
+
+
+def in_network_table(
+    store: Store, device: str, kernels: Mapping[Workload, TunedKernel]
+) -> InNetworkTable:
+    """Return what the tuned `kernels` of a device took in networks, measured with this code.
+
+    In each network the median of all its processes, the mean of all its calls of a kernel. Calls
+    with other schedules than the tuned ones tell nothing but the size of their network.
+    """
+    runs: dict[str, dict[tuple[str, datetime], list[Measurement]]] = {}
+    for item in store.in_network_measurements(device, code_hash=evidence_hash()):
+        if item.ok and item.architecture is not None:
+            network = runs.setdefault(item.architecture, {})
+            network.setdefault((item.session, item.created_at), []).append(item)
+    readings: dict[Workload, list[Reading]] = {}
+    read_bytes: dict[Workload, int] = {}
+    for processes in runs.values():
+        found: dict[Workload, list[float]] = {}
+        for calls in processes.values():
+            size = 0
+            latencies_us: dict[Workload, list[float]] = {}
+            for item in calls:
+                work = item.workload
+                assert work is not None
+                assert item.schedule is not None
+                schedule = Schedule.from_text(item.schedule)
+                bytes_ = BYTES_PER_VALUE * count_read(work, schedule)
+                size += bytes_
+                if work in kernels and kernels[work].schedule == schedule:
+                    latencies_us.setdefault(work, []).append(item.p50_ns / 1e3)
+                    read_bytes[work] = bytes_
+            for work, us in latencies_us.items():
+                found.setdefault(work, []).append(fmean(us))
+        for work, us in found.items():
+            readings.setdefault(work, []).append(Reading(size, median(us)))
+    return InNetworkTable(readings, read_bytes)

@@ -1,0 +1,191 @@
+"""Kernels measured where they run: what their records tell, and what is made of them."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bignas.compile.child_graph import graph_with_random_weights
+from bignas.compile.fallback import FallbackKernel
+from bignas.compile.graph import FallbackCall, KernelCall
+from bignas.compile.objects import ObjectCache
+from bignas.compile.schedule import Schedule, candidates
+from bignas.compile.workload import workloads
+from bignas.device_db.device import Device
+from bignas.device_db.errors import MeasurementError
+from bignas.device_db.measurement import Measurement, Subject
+from bignas.device_db.store import Store
+from bignas.device_db.workload import Workload
+from bignas.latency.evidence import evidence_hash
+from bignas.latency.fitting import fit_predictor
+from bignas.latency.in_network import (
+    ProbedNetwork,
+    in_network_records,
+    measure_in_network,
+)
+from bignas.latency.in_network_table import InNetworkTable, in_network_table
+from bignas.latency.jobs import Report, Settings, TimingResult
+from bignas.latency.predictor import LatencyPredictor
+from bignas.latency.profile import space_workloads
+from bignas.latency.recording import Recorder, space_label
+from bignas.latency.tuned import TunedKernel
+from tests.latency.synthetic import kernel_us
+from tests.latency.tiny import QUIET, TINY, kernel_record
+
+QUICK = Settings(rounds=5, sample_us=50.0)
+PLAIN = Schedule()
+
+
+def record(
+    work: Workload, key: str, us: float, schedule: Schedule = PLAIN, process: int = 0
+) -> Measurement:
+    """Return the record of a call in a network, as one process measured it."""
+    return replace(
+        kernel_record("board", work, schedule.to_text(), [us * 1e3] * 3, evidence_hash()),
+        subject=Subject.IN_NETWORK,
+        space=space_label(TINY),
+        architecture=key,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=process),
+    )
+
+
+def tuned(*works: Workload) -> dict[Workload, TunedKernel]:
+    return {one: TunedKernel(PLAIN, 1.0, 30, (1.0,)) for one in works}
+
+
+def filled(store: Store, *records: Measurement) -> None:
+    store.add_device(replace(store.device("local"), name="board"))
+    store.add_measurements(records)
+
+
+def test_calls_and_processes_are_averaged(store: Store) -> None:
+    work = space_workloads(TINY)[0]
+    filled(
+        store,
+        *(record(work, "a", us, process=1) for us in (1.0, 3.0)),  # two calls
+        *(record(work, "a", us, process=2) for us in (3.0, 5.0)),
+        *(record(work, "a", us, process=3) for us in (90.0, 99.0)),  # disturbed
+    )
+    assert in_network_table(store, "board", tuned(work)).latencies_us([work] * 2) == [4.0] * 2
+
+
+def test_only_tuned_schedules_and_the_present_code_count(store: Store) -> None:
+    first, second = space_workloads(TINY)[:2]
+    other = replace(PLAIN, vectors=PLAIN.vectors + 1)
+    stale = record(first, "a", 50.0)
+    stale = replace(stale, provenance=replace(stale.provenance, code_hash="older"))
+    filled(
+        store,
+        record(first, "a", 2.0),
+        record(first, "c", 70.0, other),
+        record(second, "a", 9.0),
+        stale,
+    )
+    table = in_network_table(store, "board", tuned(first))
+    assert table.latencies_us([first, second]) == [2.0, None]
+
+
+def test_networks_of_similar_size_tell_most(store: Store) -> None:
+    with_weights = [one for one in space_workloads(TINY) if one.weight_count]
+    small = min(with_weights, key=lambda one: one.weight_count)
+    big = max(with_weights, key=lambda one: one.weight_count)
+    filled(
+        store,
+        record(small, "few weights", 1.0),
+        record(small, "many weights", 3.0),
+        *(record(big, "many weights", 9.0) for _ in range(4)),
+    )
+    table = in_network_table(store, "board", tuned(small, big))
+    assert table.latencies_us([small])[0] == pytest.approx(1.0, abs=0.01)
+    assert table.latencies_us([small, *[big] * 4])[0] == pytest.approx(3.0, abs=0.01)
+    assert table.latencies_us([small, *[big] * 99])[0] == pytest.approx(3.0, abs=0.01)
+    between = [table.latencies_us([small, *[big] * n])[0] or 0.0 for n in range(5)]
+    assert between == sorted(between)
+
+
+def test_a_table_survives_json(store: Store) -> None:
+    works = space_workloads(TINY)[:3]
+    filled(store, *(record(one, name, 1.5) for one in works for name in ("a", "b")))
+    table = in_network_table(store, "board", tuned(*works))
+    again = InNetworkTable.from_dict(json.loads(json.dumps(table.to_dict())))
+    assert again == table
+    assert again.latencies_us(works) == table.latencies_us(works)
+
+
+def test_a_predictor_shows_kernels_as_networks_have_them(store: Store) -> None:
+    device = replace(store.device("local"), name="board")
+    store.add_device(device)
+    works = space_workloads(TINY)
+    smallest = workloads(TINY, TINY.smallest())
+    alone = [
+        kernel_record("board", one, PLAIN.to_text(), [1e3 * kernel_us(one)] * 30, evidence_hash())
+        for one in works
+    ]
+    within = [record(work, TINY.smallest().key, 1.2 * kernel_us(work)) for work in set(smallest)]
+    store.add_measurements([*alone, *within])
+    fitted = fit_predictor(TINY, device, store)
+    for predictor in (fitted, LatencyPredictor.from_bytes(fitted.to_bytes())):
+        shown = predictor.kernels(TINY.smallest())
+        assert [one.workload for one in shown] == list(smallest)
+        assert [one.latency_us for one in shown] == pytest.approx(
+            [1.2 * kernel_us(one) for one in smallest]
+        )
+        for one in predictor.kernels(TINY.biggest()):
+            times = 1.2 if one.workload in smallest else 1.0
+            assert one.latency_us == pytest.approx(times * kernel_us(one.workload))
+
+
+def probed(index: int = 0) -> ProbedNetwork:
+    graph = graph_with_random_weights(TINY, TINY.smallest(), index)
+    return ProbedNetwork("somewhere", f"network {index}", graph)
+
+
+def test_each_call_has_a_record_of_each_process(device: Device, cache: ObjectCache) -> None:
+    networks = [probed(0), probed(1)]
+    schedules = {one: candidates(one, device.target)[0] for one in networks[0].graph.workloads}
+    recorder = Recorder(device.name)
+    records = measure_in_network(networks, schedules, device, cache, recorder, QUICK, processes=2)
+    calls = len(networks[0].graph.calls)
+    assert len(records) == 2 * 2 * calls
+    assert [one.architecture for one in records[: 2 * calls]] == ["network 0"] * calls + [
+        "network 1"
+    ] * calls
+    for one in records:
+        assert one.subject is Subject.IN_NETWORK
+        assert one.space == "somewhere"
+        assert one.session == recorder.session
+        assert len(one.samples_ns) == QUICK.rounds
+    assert [one.workload for one in records[:calls]] == list(networks[0].graph.workloads)
+
+
+def test_fallback_kernels_have_no_record(device: Device) -> None:
+    network = probed()
+    first, *others = network.graph.calls
+    assert isinstance(first, KernelCall)
+    kernel = FallbackKernel("softmax", 1, (1, first.output_floats), (), "text")
+    fallback = FallbackCall(kernel, (first.input,), first.output)
+    graph = replace(network.graph, calls=(fallback, *others))
+    samples = tuple((float(number + 1),) for number in range(len(graph.calls)))
+    schedules = dict.fromkeys(graph.workloads, Schedule())
+    records = in_network_records(
+        replace(network, graph=graph),
+        schedules,
+        TimingResult((9.0,), steps_ns=samples),
+        QUIET,
+        Recorder(device.name),
+    )
+    assert [one.samples_ns for one in records] == list(samples[1:])
+
+
+def test_a_network_that_cannot_be_measured_is_named(
+    device: Device, cache: ObjectCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = probed()
+    schedules = {one: candidates(one, device.target)[0] for one in network.graph.workloads}
+    broken = Report((TimingResult((), "stopped with status 11"),), 0, 0, QUIET)
+    monkeypatch.setattr("bignas.latency.in_network.measure_on", lambda *_: broken)
+    with pytest.raises(MeasurementError, match="network 0 cannot be measured: stopped"):
+        measure_in_network(
+            [network], schedules, device, cache, Recorder(device.name), QUICK, processes=1
+        )
