@@ -46,7 +46,8 @@ from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import LOCAL
 from bignas.device_db.store import Store
 from bignas.latency.anchor import anchored
-from bignas.latency.in_network import IN_NETWORK_PROCESSES, ProbedNetwork, measure_in_network
+from bignas.latency.bench import PROCESSES
+from bignas.latency.in_network import ProbedNetwork, measure_in_network
 from bignas.latency.in_network_table import in_network_table
 from bignas.latency.jobs import NETWORK_SETTINGS, NetworkJob, of_processes
 from bignas.latency.local import measure
@@ -242,13 +243,14 @@ class _Race:
         device = course.device
         kernels = tuned_kernels(self.store, device.name)
         schedules, recorder = schedules_of(kernels), Recorder(device.name)
+        settings = of_processes(NETWORK_SETTINGS, PROCESSES)
         network_us: dict[str, dict[str, float]] = {}
         for model, one in compiled.items():
             quantiles: list[np.ndarray] = []
-            for _ in range(IN_NETWORK_PROCESSES):
+            for _ in range(PROCESSES):
                 probed = [ProbedNetwork(SPACE, model, one.graph)]
                 self.store.add_measurements(
-                    measure_in_network(probed, schedules, device, cache, recorder, processes=1)
+                    measure_in_network(probed, schedules, device, cache, recorder, settings)
                 )
                 quantiles.append(_network_quantiles_us(one.library, device))
             low, median = np.median(quantiles, axis=0)
@@ -342,7 +344,7 @@ def _sum(latencies_us: Sequence[float | None]) -> float:
 def _network_quantiles_us(library: Path, device: Device) -> np.ndarray:
     """Measure a network in a process of its own; return the first decile and the median."""
     settings = anchored(NETWORK_SETTINGS, device.target, device.threads)
-    (result,) = measure([NetworkJob(library)], of_processes(settings, IN_NETWORK_PROCESSES)).results
+    (result,) = measure([NetworkJob(library)], of_processes(settings, PROCESSES)).results
     if result.error is not None:
         raise MeasurementError(f"{library.name} could not be measured: {result.error}")
     return np.quantile(result.samples_ns, [0.1, 0.5]) / 1e3

@@ -24,13 +24,10 @@ from bignas.latency.measuring import measure_on
 from bignas.latency.recording import Recorder
 
 __all__ = [
-    "IN_NETWORK_PROCESSES",
     "ProbedNetwork",
     "in_network_records",
     "measure_in_network",
 ]
-
-IN_NETWORK_PROCESSES = 5  # where pages lie in the caches is drawn anew in each
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ def measure_in_network(
     cache: ObjectCache,
     recorder: Recorder,
     settings: Settings = NETWORK_SETTINGS,
-    processes: int = IN_NETWORK_PROCESSES,
+    processes: int = 1,
 ) -> list[Measurement]:
     """Measure the kernels of networks where they run, in so many processes, and return the records.
 
