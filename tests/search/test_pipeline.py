@@ -347,7 +347,8 @@ def test_a_search_delivers_a_bundle_that_agrees_with_the_child(
 
 
 def _exact_predictor(space: SearchSpace) -> LatencyPredictor:
-    return dataclasses.replace(_predictor(space), interval=Interval(0.01, 0.01, 0.0, 1.0))
+    exact = Interval(0.01, 0.01, 0.0, 1.0)
+    return dataclasses.replace(_predictor(space), interval=exact, settled=exact)
 
 
 def _pretend(
