@@ -129,9 +129,14 @@ def _row(entry: Entry) -> dict[str, Any]:
         "fastest_peer": peer,
         "ratio": ratio(entry),
         "peak_share": entry["needed_macs"] / us / 1e3 / entry["peak_gmacs"],
-        "kernel_sum_over_network": entry["kernel_sum_us"] / entry["network_us"]["p50"],
-        "alone_sum_over_network": entry["alone_sum_us"] / entry["network_us"]["p50"],
+        "kernel_sum_over_network": _over_network(entry, "kernel_sum_us"),
+        "alone_sum_over_network": _over_network(entry, "alone_sum_us"),
     }
+
+
+def _over_network(entry: Mapping[str, Any], total: str) -> float | None:
+    """Return a sum of kernels over their network; None in results that are older than the sum."""
+    return entry[total] / entry["network_us"]["p50"] if total in entry else None
 
 
 def read_entries(path: Path) -> list[Entry]:

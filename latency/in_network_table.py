@@ -1,8 +1,8 @@
 """What kernels take within networks, by the size of the networks' weights.
 
 Whether a kernel finds its weights in a core's own cache, in the shared one or in memory depends on
-what the rest of the network reads between its calls: the same kernel took 53 us in a network that
-reads 14 MB of weights and 75 us in one of 19 (docs/decisions.md, "Kernels are measured where they
+what the rest of the network reads between its calls: the same kernel took 59 us in a network that
+reads 14 MB of weights and 67 us in one of 19 (docs/decisions.md, "Kernels are measured where they
 run"). So what is known of a kernel is averaged over the networks that it was measured in, those of
 similar size first: a kernel regression (Nadaraya, "On estimating regression", Theory of Probability
 and its Applications 9, 1964).

@@ -63,6 +63,16 @@ def test_the_share_of_the_peak_and_the_sum_of_kernels() -> None:
     (row,) = course["models"]
     assert row["peak_share"] == pytest.approx(0.5)  # 50,000 in 2 us: 25 of 50 thousand million
     assert row["kernel_sum_over_network"] == pytest.approx(0.98)
+    assert row["alone_sum_over_network"] == pytest.approx(0.9)
+
+
+def test_results_without_kernels_in_networks_have_no_sum_of_them() -> None:
+    older = make_entry("a", {"bignas": 2.0, "mnn": 3.0})
+    del older["kernel_sum_us"]
+    (course,) = summarise([older])
+    (row,) = course["models"]
+    assert row["kernel_sum_over_network"] is None
+    assert row["alone_sum_over_network"] == pytest.approx(0.9)
 
 
 def test_each_target_and_number_of_threads_is_summarised_by_itself() -> None:
