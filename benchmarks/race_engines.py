@@ -46,8 +46,7 @@ from bignas.device_db.presets import PRESETS
 from bignas.device_db.probe import LOCAL
 from bignas.device_db.store import Store
 from bignas.latency.anchor import anchored
-from bignas.latency.bench import PROCESSES
-from bignas.latency.in_network import ProbedNetwork, measure_in_network
+from bignas.latency.in_network import ProbedNetwork, in_network_records
 from bignas.latency.in_network_table import in_network_table
 from bignas.latency.jobs import NETWORK_SETTINGS, NetworkJob, of_processes
 from bignas.latency.local import measure
@@ -58,6 +57,7 @@ from bignas.latency.tuning import ensure_tuned
 TARGETS = (NATIVE, "x86-64-v3", "x86-64-v2")
 THREADS = (1, 2)
 ROUNDS = 60
+PROCESSES = 5  # of ours without Python: where pages lie is drawn anew in each
 SPACE = "race"  # of all networks, in the records of their kernels
 TOLERANCE = 1e-3  # of the largest output; engines that use Winograd or fuse differently need it
 WORKER = Path(__file__).with_name("engine_worker.py")
@@ -236,23 +236,35 @@ class _Race:
     def _measured(
         self, course: Course, compiled: Mapping[str, Compiled], cache: ObjectCache
     ) -> dict[str, Compiled]:
-        """Measure each network, and its kernels where they run, in turns; return them with that.
+        """Measure each network, and its kernels where they run; return them with that.
 
-        Without Python, each network alone in its processes, as bundles are measured.
+        Without Python, each network alone. With several threads, with probes and without in the
+        same processes: a machine may be in another state in the next one. With one thread in turns,
+        each in its own: two copies of large weights get in each other's way.
         """
         device = course.device
         kernels = tuned_kernels(self.store, device.name)
         schedules, recorder = schedules_of(kernels), Recorder(device.name)
-        settings = of_processes(NETWORK_SETTINGS, PROCESSES)
+        settings = anchored(NETWORK_SETTINGS, device.target, device.threads)
+        settings = of_processes(settings, PROCESSES)
         network_us: dict[str, dict[str, float]] = {}
         for model, one in compiled.items():
+            probed = ProbedNetwork(SPACE, model, one.graph)
+            path = one.library.with_name(f"probed-{one.library.name}")
+            jobs = [NetworkJob(one.library), probed.link(schedules, cache, device.threads, path)]
             quantiles: list[np.ndarray] = []
             for _ in range(PROCESSES):
-                probed = [ProbedNetwork(SPACE, model, one.graph)]
+                groups = [jobs] if course.threads > 1 else [[job] for job in jobs]
+                reports = [measure(group, settings) for group in groups]
+                whole, calls = (result for report in reports for result in report.results)
+                for result in (whole, calls):
+                    if result.error is not None:
+                        raise MeasurementError(f"{model} cannot be measured: {result.error}")
+                environment = reports[-1].environment
                 self.store.add_measurements(
-                    measure_in_network(probed, schedules, device, cache, recorder, settings)
+                    in_network_records(probed, schedules, calls, environment, recorder)
                 )
-                quantiles.append(_network_quantiles_us(one.library, device))
+                quantiles.append(np.quantile(whole.samples_ns, [0.1, 0.5]) / 1e3)
             low, median = np.median(quantiles, axis=0)
             network_us[model] = {"low": float(low), "p50": float(median)}
         within = in_network_table(self.store, device.name, kernels)
@@ -339,15 +351,6 @@ def _sum(latencies_us: Sequence[float | None]) -> float:
     if None in latencies_us:
         raise MeasurementError("a kernel has no latency within its network")
     return sum(us for us in latencies_us if us is not None)
-
-
-def _network_quantiles_us(library: Path, device: Device) -> np.ndarray:
-    """Measure a network in a process of its own; return the first decile and the median."""
-    settings = anchored(NETWORK_SETTINGS, device.target, device.threads)
-    (result,) = measure([NetworkJob(library)], of_processes(settings, PROCESSES)).results
-    if result.error is not None:
-        raise MeasurementError(f"{library.name} could not be measured: {result.error}")
-    return np.quantile(result.samples_ns, [0.1, 0.5]) / 1e3
 
 
 def _show_tuning(done: int, total: int, rejected: int) -> bool:

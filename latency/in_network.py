@@ -5,8 +5,7 @@ one its weights may come from farther away, its input may have left the cache, o
 code may be in its way. A look at the clock before each call of the network tells (runner/probes.h).
 """
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,20 +13,12 @@ from bignas.compile.graph import KernelCall, KernelGraph
 from bignas.compile.network import build_network
 from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import Schedule
-from bignas.device_db.device import Device
-from bignas.device_db.errors import MeasurementError
 from bignas.device_db.measurement import Environment, Measurement
 from bignas.device_db.workload import Workload
-from bignas.latency.anchor import anchored
-from bignas.latency.jobs import NETWORK_SETTINGS, NetworkJob, Settings, TimingResult, of_processes
-from bignas.latency.measuring import measure_on
+from bignas.latency.jobs import NetworkJob, TimingResult
 from bignas.latency.recording import Recorder
 
-__all__ = [
-    "ProbedNetwork",
-    "in_network_records",
-    "measure_in_network",
-]
+__all__ = ["ProbedNetwork", "in_network_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,37 +65,3 @@ def in_network_records(
         if isinstance(call, KernelCall)
     ]
     return [replace(one, created_at=records[0].created_at) for one in records]
-
-
-def measure_in_network(
-    networks: Sequence[ProbedNetwork],
-    schedules: Mapping[Workload, Schedule],
-    device: Device,
-    cache: ObjectCache,
-    recorder: Recorder,
-    settings: Settings = NETWORK_SETTINGS,
-    processes: int = 1,
-) -> list[Measurement]:
-    """Measure the kernels of networks where they run, in so many processes, and return the records.
-
-    Raises:
-        KeyError: a kernel has no schedule.
-        MeasurementError: measuring is impossible on this machine, or a network cannot be measured.
-        ToolchainError: linking is impossible on this machine.
-    """
-    settings = of_processes(anchored(settings, device.target, device.threads), processes)
-    records: list[Measurement] = []
-    with tempfile.TemporaryDirectory(prefix="bignas-probed-") as folder:
-        jobs = [
-            one.link(schedules, cache, device.threads, Path(folder) / f"network{number}.so")
-            for number, one in enumerate(networks)
-        ]
-        for _ in range(processes):
-            report = measure_on(device, jobs, settings)
-            for network, result in zip(networks, report.results, strict=True):
-                if result.error is not None:
-                    raise MeasurementError(f"{network.key} cannot be measured: {result.error}")
-                records += in_network_records(
-                    network, schedules, result, report.environment, recorder
-                )
-    return records
