@@ -53,6 +53,8 @@ def in_network_records(
     Those of one process have the same moment. Of networks with fallback kernels, those are left
     out.
     """
+    if not result.steps_ns:
+        return []
     records = [
         recorder.in_network(
             (network.space, network.key),
@@ -61,7 +63,7 @@ def in_network_records(
             TimingResult(samples_ns, place=result.place),
             environment,
         )
-        for call, samples_ns in zip(network.graph.calls, result.steps_ns, strict=False)
+        for call, samples_ns in zip(network.graph.calls, result.steps_ns, strict=True)
         if isinstance(call, KernelCall)
     ]
     return [replace(one, created_at=records[0].created_at) for one in records]

@@ -101,20 +101,37 @@ def in_network_table(
     for processes in runs.values():
         found: dict[Workload, list[float]] = {}
         for calls in processes.values():
-            size = 0
-            latencies_us: dict[Workload, list[float]] = {}
-            for item in calls:
-                work = item.workload
-                assert work is not None
-                assert item.schedule is not None
-                schedule = Schedule.from_text(item.schedule)
-                bytes_ = BYTES_PER_VALUE * count_read(work, schedule)
-                size += bytes_
-                if work in kernels and kernels[work].schedule == schedule:
-                    latencies_us.setdefault(work, []).append(item.p50_ns / 1e3)
-                    read_bytes[work] = bytes_
-            for work, us in latencies_us.items():
-                found.setdefault(work, []).append(fmean(us))
-        for work, us in found.items():
-            readings.setdefault(work, []).append(Reading(size, median(us)))
+            for work, us in _latencies_us(calls, kernels).items():
+                found.setdefault(work, []).append(us)
+        size = _read_bytes(next(iter(processes.values())))
+        for work, values in found.items():
+            readings.setdefault(work, []).append(Reading(size, median(values)))
+            read_bytes[work] = _bytes_of(work, kernels[work].schedule)
     return InNetworkTable(readings, read_bytes)
+
+
+def _latencies_us(
+    calls: Sequence[Measurement], kernels: Mapping[Workload, TunedKernel]
+) -> dict[Workload, float]:
+    """Return the mean of a process's calls of each kernel, of those with the tuned schedule."""
+    found: dict[Workload, list[float]] = {}
+    for item in calls:
+        work = item.workload
+        if work is None or work not in kernels:
+            continue
+        if item.schedule == kernels[work].schedule.to_text():
+            found.setdefault(work, []).append(item.p50_ns / 1e3)
+    return {work: fmean(values) for work, values in found.items()}
+
+
+def _read_bytes(calls: Sequence[Measurement]) -> int:
+    """Return the bytes of weights that one run of a network reads, given all its calls."""
+    return sum(
+        _bytes_of(item.workload, Schedule.from_text(item.schedule))
+        for item in calls
+        if item.workload is not None and item.schedule is not None
+    )
+
+
+def _bytes_of(workload: Workload, schedule: Schedule) -> int:
+    return BYTES_PER_VALUE * count_read(workload, schedule)

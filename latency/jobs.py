@@ -107,6 +107,7 @@ class Settings:
 CAREFUL = Settings(attempts=4, wanted_error=0.005, find_seconds=5.0)
 """For what latencies are predicted from, and what they are held to."""
 NETWORK_SETTINGS = replace(CAREFUL, rounds=40, sample_us=500.0)
+"""For whole networks, several together."""
 
 
 def of_processes(settings: Settings, processes: int) -> Settings:

@@ -74,12 +74,12 @@ def measure_subnets(
             network = build_network(graph, schedules, cache, device.threads)
             path.write_bytes(network.library)
             jobs.append(NetworkJob(path))
-            networks.append(ProbedNetwork(space_label(space), architecture.key, graph))
-        if probed:
-            jobs += [
-                one.link(schedules, cache, device.threads, Path(folder) / f"probed{index}.so")
-                for index, one in enumerate(networks)
-            ]
+            if probed:
+                networks.append(ProbedNetwork(space_label(space), architecture.key, graph))
+        jobs += [
+            one.link(schedules, cache, device.threads, Path(folder) / f"probed{index}.so")
+            for index, one in enumerate(networks)
+        ]
         settings = of_processes(anchored(settings, device.target, device.threads), processes)
         reports = [measure_on(device, jobs, settings, progress) for _ in range(processes)]
     count = len(architectures)
@@ -91,7 +91,7 @@ def measure_subnets(
     kernels_within = [
         record
         for report in reports
-        for network, result in zip(networks, report.results[count:], strict=False)
+        for network, result in zip(networks, report.results[count:], strict=True)
         for record in in_network_records(network, schedules, result, report.environment, recorder)
     ]
     return whole + kernels_within

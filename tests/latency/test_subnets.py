@@ -1,5 +1,6 @@
 """Whole subnets: spread over the space, measured as they ship, found again in the store."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -12,6 +13,7 @@ from bignas.compile.workload import workloads
 from bignas.device_db.device import Device
 from bignas.device_db.measurement import Measurement, Subject
 from bignas.device_db.store import Store
+from bignas.device_db.workload import Workload
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.in_network_table import in_network_table
 from bignas.latency.jobs import Settings
@@ -53,15 +55,22 @@ def test_a_small_space_is_sampled_as_a_whole_at_most() -> None:
     assert len(set(sample)) == len(sample) <= TINY.size()
 
 
-def test_subnets_are_measured_and_found_again(
-    device: Device, store: Store, cache: ObjectCache
-) -> None:
-    architectures = [TINY.smallest(), TINY.biggest()]
-    kernels = {
+def kernels_of(
+    architectures: Sequence[Architecture], device: Device
+) -> dict[Workload, TunedKernel]:
+    """Return the kernels of architectures as if they had been tuned."""
+    return {
         work: TunedKernel(candidates(work, device.target)[0], 1.0, 1, (1.0,))
         for one in architectures
         for work in workloads(TINY, one)
     }
+
+
+def test_subnets_are_measured_and_found_again(
+    device: Device, store: Store, cache: ObjectCache
+) -> None:
+    architectures = [TINY.smallest(), TINY.biggest()]
+    kernels = kernels_of(architectures, device)
     recorder = Recorder(device.name)
     records = measure_subnets(TINY, architectures, kernels, device, cache, recorder, QUICK)
     assert [architecture_of(one) for one in records] == architectures
@@ -83,11 +92,7 @@ def test_kernels_are_measured_where_they_run(
     device: Device, store: Store, cache: ObjectCache
 ) -> None:
     architectures = [TINY.smallest(), TINY.biggest()]
-    kernels = {
-        work: TunedKernel(candidates(work, device.target)[0], 1.0, 1, (1.0,))
-        for one in architectures
-        for work in workloads(TINY, one)
-    }
+    kernels = kernels_of(architectures, device)
     recorder = Recorder(device.name)
     records = measure_subnets(
         TINY, architectures, kernels, device, cache, recorder, QUICK, probed=True
