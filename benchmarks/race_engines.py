@@ -57,7 +57,7 @@ from bignas.latency.tuning import ensure_tuned
 TARGETS = (NATIVE, "x86-64-v3", "x86-64-v2")
 THREADS = (1, 2)
 ROUNDS = 60
-PROCESSES = 5  # of ours without Python: where pages lie is drawn anew in each
+PROCESSES = 15  # of ours without Python: where pages lie is drawn anew in each
 SPACE = "race"  # of all networks, in the records of their kernels
 TOLERANCE = 1e-3  # of the largest output; engines that use Winograd or fuse differently need it
 WORKER = Path(__file__).with_name("engine_worker.py")

@@ -323,7 +323,7 @@ def _parallel(
             lines += _probe(number, probed)
             lines.append(f"    if (part == 0) {step.call()}  /* {step.key} */")
         divided = step.tasks > 1
-    if divided:
+    if divided and probed:  # else pool_run waits for all parts
         lines.append("    pool_barrier(call);")
     lines += _probe(len(steps), probed)
     return [
@@ -337,13 +337,13 @@ def _parallel(
         "    const float *input = values->input;",
         "    float *output = values->output, *m = values->m;",
         *lines,
-        f"    if (part == 0) {copy}",
         "}",
         "",
         "void bignas_network(const float *input, float *output, float *m) {",
         *prepared.preparation,
         "    struct values values = {input, output, m};",
         f"    pool_run(compute, &values, {threads});",
+        f"    {copy}",
         "}",
         "",
     ]

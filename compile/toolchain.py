@@ -21,6 +21,7 @@ from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
+from bignas.compile.elf import align_code
 from bignas.device_db.errors import MissingToolError, ToolchainError
 from bignas.device_db.files import cache_folder, write_atomically
 from bignas.device_db.probe import probe_local
@@ -45,6 +46,7 @@ STANDALONE_FLAGS = (
 INLINE_ATOMICS = "-mno-outline-atomics"
 # for the rare kernel that calls a function which the runner does not bring itself
 STATIC_FLAGS = ("-static", "-fno-builtin", "-Wl,-z,noexecstack")
+CODE_ALIGNMENT = 64  # bytes, of each kernel: a line of the instruction cache
 OUTPUT = "output"
 FOLDER_PREFIX = "bignas-link-"
 
@@ -152,7 +154,7 @@ def _link(
             compiled = _compile_in(folder, command, sources)
             kernels = [f"kernel{number:04d}.o" for number in range(len(objects))]
             for path, kernel in zip(objects, kernels, strict=True):
-                shutil.copyfile(path, folder / kernel)
+                (folder / kernel).write_bytes(align_code(path.read_bytes(), CODE_ALIGNMENT))
             _run([*command, "-o", OUTPUT, *compiled, *kernels, *libraries], folder)
             return (folder / OUTPUT).read_bytes()
     except OSError as error:

@@ -88,8 +88,9 @@ def in_network_table(
 ) -> InNetworkTable:
     """Return what the tuned `kernels` of a device took in networks, measured with this code.
 
-    In each network the median of all its processes, the mean of all its calls of a kernel. Calls
-    with other schedules than the tuned ones tell nothing but the size of their network.
+    In each network the median of all its processes, the mean of all its calls of a kernel in the
+    runs that took as long as most (`_typical_us`). Calls with other schedules than the tuned ones
+    tell nothing but the size of their network, and which of its runs those are.
     """
     runs: dict[str, dict[tuple[str, datetime], list[Measurement]]] = {}
     for item in store.in_network_measurements(device, code_hash=evidence_hash()):
@@ -115,13 +116,27 @@ def _latencies_us(
 ) -> dict[Workload, float]:
     """Return the mean of a process's calls of each kernel, of those with the tuned schedule."""
     found: dict[Workload, list[float]] = {}
-    for item in calls:
+    for item, us in zip(calls, _typical_us(calls), strict=True):
         work = item.workload
         if work is None or work not in kernels:
             continue
         if item.schedule == kernels[work].schedule.to_text():
-            found.setdefault(work, []).append(item.p50_ns / 1e3)
+            found.setdefault(work, []).append(us)
     return {work: fmean(values) for work, values in found.items()}
+
+
+def _typical_us(calls: Sequence[Measurement]) -> list[float]:
+    """Return what each call of a network took on average in the middle half of its runs.
+
+    That is, in those whose calls together took longer than in a quarter of the runs, and not
+    longer than in another quarter. Averages over the same runs add up to what the network took;
+    medians of each call by itself leave out what disturbs another call in each run.
+    """
+    runs_us = np.array([item.samples_ns for item in calls]) / 1e3
+    totals_us = runs_us.sum(axis=0)
+    lowest, highest = np.quantile(totals_us, [0.25, 0.75])
+    typical = (lowest <= totals_us) & (totals_us <= highest)
+    return [float(us) for us in runs_us[:, typical].mean(axis=1)]
 
 
 def _read_bytes(calls: Sequence[Measurement]) -> int:

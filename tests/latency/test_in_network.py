@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 
 from bignas.compile.child_graph import graph_with_random_weights
@@ -65,6 +66,22 @@ def test_calls_and_processes_are_averaged(store: Store) -> None:
         *(record(work, "a", us, process=3) for us in (90.0, 99.0)),  # disturbed
     )
     assert in_network_table(store, "board", tuned(work)).latencies_us([work] * 2) == [4.0] * 2
+
+
+def test_calls_add_up_to_their_network_although_each_run_disturbs_another(store: Store) -> None:
+    """Each of five kernels has a calm median, and no run of the network is calm."""
+    works = space_workloads(TINY)[:5]
+    times_us = 10.0 + 5.0 * np.eye(len(works))
+    times_us = np.hstack([times_us] * 4 + [np.full((len(works), 4), 99.0)])  # and four long runs
+    filled(
+        store,
+        *(
+            replace(record(work, "a", 1.0), samples_ns=tuple(row * 1e3))
+            for work, row in zip(works, times_us, strict=True)
+        ),
+    )
+    found = in_network_table(store, "board", tuned(*works)).latencies_us(works)
+    assert found == pytest.approx([11.0] * len(works))
 
 
 def test_only_tuned_schedules_and_the_present_code_count(store: Store) -> None:
