@@ -238,9 +238,8 @@ class _Race:
     ) -> dict[str, Compiled]:
         """Measure each network, and its kernels where they run; return them with that.
 
-        Without Python, each network alone. With several threads, with probes and without in the
-        same processes: a machine may be in another state in the next one. With one thread in turns,
-        each in its own: two copies of large weights get in each other's way.
+        Without Python, with probes and without in turns, each in a process of its own: two copies
+        of large weights get in each other's way.
         """
         device = course.device
         kernels = tuned_kernels(self.store, device.name)
@@ -254,9 +253,8 @@ class _Race:
             jobs = [NetworkJob(one.library), probed.link(schedules, cache, device.threads, path)]
             quantiles: list[np.ndarray] = []
             for _ in range(PROCESSES):
-                groups = [jobs] if course.threads > 1 else [[job] for job in jobs]
-                reports = [measure(group, settings) for group in groups]
-                whole, calls = (result for report in reports for result in report.results)
+                reports = [measure([job], settings) for job in jobs]
+                whole, calls = (report.results[0] for report in reports)
                 for result in (whole, calls):
                     if result.error is not None:
                         raise MeasurementError(f"{model} cannot be measured: {result.error}")

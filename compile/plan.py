@@ -28,6 +28,8 @@ __all__ = ["MOST_THREADS", "Plan", "make_plan"]
 
 MOST_THREADS = 64  # as in runner/pool.h
 ALIGNMENT = 16  # float32 values, 64 bytes
+# Kernels have arrays on the stack; where that starts is chance else, another one in each process.
+_STACK_AT_PAGE = ("    _Alignas(4096) volatile char page[1] = {0};", "    (void)page;")
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +293,7 @@ def _serial(
         "void bignas_network(const float *input, float *output, float *m) {",
         *prepared.preparation,
         "    enum { part = 0 };",
+        *_STACK_AT_PAGE,
         *lines,
         *_probe(len(steps), probed),
         f"    {copy}",
@@ -336,6 +339,7 @@ def _parallel(
         "    const struct values *values = argument;",
         "    const float *input = values->input;",
         "    float *output = values->output, *m = values->m;",
+        *_STACK_AT_PAGE,
         *lines,
         "}",
         "",
