@@ -15,13 +15,12 @@ be kept to an older instruction set, are left out, and the file says why.
 """
 
 import argparse
-import dataclasses
 import os
 import platform
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -57,7 +56,7 @@ from bignas.latency.tuning import ensure_tuned
 TARGETS = (NATIVE, "x86-64-v3", "x86-64-v2")
 THREADS = (1, 2)
 ROUNDS = 60
-PROCESSES = 15  # of ours without Python: where pages lie is drawn anew in each
+PROCESSES = 7  # of ours without Python: where pages lie is drawn anew in each
 SPACE = "race"  # of all networks, in the records of their kernels
 TOLERANCE = 1e-3  # of the largest output; engines that use Winograd or fuse differently need it
 WORKER = Path(__file__).with_name("engine_worker.py")
@@ -91,7 +90,7 @@ class Compiled:
 
     graph: KernelGraph
     library: Path
-    network_us: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    network_us: Mapping[str, float] = field(default_factory=dict)
     kernel_sum_us: float = 0.0
     alone_sum_us: float = 0.0
 
@@ -104,7 +103,15 @@ def main() -> None:
     engines = _chosen(options.engines, ENGINES, "engines")
     try:
         with Store.open() as store, tempfile.TemporaryDirectory(prefix="bignas-race-") as folder:
-            race = _Race(models, engines, options.rounds, store, Path(folder), options.json)
+            race = _Race(
+                models,
+                engines,
+                options.rounds,
+                options.processes,
+                store,
+                Path(folder),
+                options.json,
+            )
             for target in _chosen(options.targets, TARGETS, "targets"):
                 for threads in options.threads.split(","):
                     race.run(race.course(target, int(threads)), wanted, options.again)
@@ -121,6 +128,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--processes", type=int, default=PROCESSES)
     parser.add_argument("--again", action="store_true", help="repeat what is done already")
     parser.add_argument("--json", type=Path, required=True)
     return parser.parse_args()
@@ -142,6 +150,7 @@ class _Race:
         models: Mapping[str, RaceModel],
         engines: Sequence[str],
         rounds: int,
+        processes: int,
         store: Store,
         folder: Path,
         results: Path,
@@ -149,6 +158,7 @@ class _Race:
         self.models = models
         self.engines = engines
         self.rounds = rounds
+        self.processes = processes
         self.store = store
         self.folder = folder
         self.results = results
@@ -162,7 +172,7 @@ class _Race:
             sys.exit(f"{threads} threads do not fit on the {len(allowed)} cores of this machine")
         device = local
         if (target, threads) != (NATIVE, local.threads):
-            device = dataclasses.replace(
+            device = replace(
                 local,
                 name=f"{LOCAL}-{target}-{threads}-threads",
                 target=PRESETS.get(target, local.target),
@@ -245,14 +255,14 @@ class _Race:
         kernels = tuned_kernels(self.store, device.name)
         schedules, recorder = schedules_of(kernels), Recorder(device.name)
         settings = anchored(NETWORK_SETTINGS, device.target, device.threads)
-        settings = of_processes(settings, PROCESSES)
+        settings = replace(of_processes(settings, self.processes), attempts=1)
         network_us: dict[str, dict[str, float]] = {}
         for model, one in compiled.items():
             probed = ProbedNetwork(SPACE, model, one.graph)
             path = one.library.with_name(f"probed-{one.library.name}")
             jobs = [NetworkJob(one.library), probed.link(schedules, cache, device.threads, path)]
             quantiles: list[np.ndarray] = []
-            for _ in range(PROCESSES):
+            for _ in range(self.processes):
                 reports = [measure([job], settings) for job in jobs]
                 whole, calls = (report.results[0] for report in reports)
                 for result in (whole, calls):
@@ -268,7 +278,7 @@ class _Race:
         within = in_network_table(self.store, device.name, kernels)
         alone_us = {one: entry.latency_us for one, entry in kernels.items()}
         return {
-            model: dataclasses.replace(
+            model: replace(
                 one,
                 network_us=network_us[model],
                 kernel_sum_us=_sum(within.latencies_us(one.graph.workloads)),
@@ -311,6 +321,7 @@ class _Race:
             "kernel_sum_us": compiled.kernel_sum_us,
             "alone_sum_us": compiled.alone_sum_us,
             "network_us": compiled.network_us,
+            "processes": self.processes,
             "fallback_kernels": len(compiled.graph.fallbacks),
             "fused_blocks": sum(one.hidden_channels > 0 for one in compiled.graph.workloads),
             "samples_us": {
