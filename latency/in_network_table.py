@@ -130,8 +130,11 @@ def _typical_us(calls: Sequence[Measurement]) -> list[float]:
 
     That is, in those whose calls together took longer than in a quarter of the runs, and not
     longer than in another quarter. Averages over the same runs add up to what the network took;
-    medians of each call by itself leave out what disturbs another call in each run.
+    medians of each call by itself leave out what disturbs another call in each run. These are
+    what is returned where calls have different numbers of samples, so that runs cannot be told.
     """
+    if len({len(item.samples_ns) for item in calls}) > 1:
+        return [item.p50_ns / 1e3 for item in calls]
     runs_us = np.array([item.samples_ns for item in calls]) / 1e3
     totals_us = runs_us.sum(axis=0)
     lowest, highest = np.quantile(totals_us, [0.25, 0.75])

@@ -84,6 +84,14 @@ def test_calls_add_up_to_their_network_although_each_run_disturbs_another(store:
     assert found == pytest.approx([11.0] * len(works))
 
 
+def test_calls_of_different_numbers_of_samples_have_their_medians(store: Store) -> None:
+    first, second = space_workloads(TINY)[:2]
+    short = replace(record(second, "a", 1.0), samples_ns=(2e3, 3e3))
+    filled(store, record(first, "a", 5.0), short)
+    table = in_network_table(store, "board", tuned(first, second))
+    assert table.latencies_us([first, second]) == [5.0, 2.5]
+
+
 def test_only_tuned_schedules_and_the_present_code_count(store: Store) -> None:
     first, second = space_workloads(TINY)[:2]
     other = replace(PLAIN, vectors=PLAIN.vectors + 1)
