@@ -18,12 +18,9 @@ from bignas.device_db.store import Store
 from bignas.device_db.workload import Workload
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.fitting import fit_predictor
-from bignas.latency.in_network import (
-    ProbedNetwork,
-    in_network_records,
-)
+from bignas.latency.in_network import ProbedNetwork, in_network_records
 from bignas.latency.in_network_table import InNetworkTable, in_network_table
-from bignas.latency.jobs import Settings, TimingResult
+from bignas.latency.jobs import TimingResult
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import space_workloads
 from bignas.latency.recording import Recorder, space_label
@@ -31,7 +28,6 @@ from bignas.latency.tuned import TunedKernel
 from tests.latency.synthetic import kernel_us
 from tests.latency.tiny import QUIET, TINY, kernel_record
 
-QUICK = Settings(rounds=5, sample_us=50.0)
 PLAIN = Schedule()
 
 
