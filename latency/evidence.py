@@ -7,7 +7,7 @@ from bignas.compile.kernel_identity import code_hash
 
 __all__ = ["evidence_hash", "runtime_version"]
 
-PROTOCOL = 8  # of measuring: latencies by another one are no evidence beside those by this one
+PROTOCOL = 9  # of measuring: latencies by another one are no evidence beside those by this one
 
 
 def evidence_hash() -> str:

@@ -138,8 +138,15 @@ static double shortest_ns[BLOCKS], mean_ns[BLOCKS]; /* of the readings in each, 
 static int block;
 static const double ANCHOR_NS = 8000;
 
+/* What calls kernels has its frame at a page, as in networks (compile/plan.py): kernels have arrays on the
+ * stack, and where that starts is chance else. */
+#define FRAME_AT_PAGE \
+    _Alignas(4096) volatile char page[1] = {0}; \
+    (void)page
+
 static void run_core_sentinel(int part) {
     if (anchor.kernel) {
+        FRAME_AT_PAGE;
         float *other = anchor_buffers[OTHER] + anchor.scratch * (size_t)part;
         float *output = anchor_buffers[OUTPUT] + anchor.sizes[OUTPUT] * (size_t)part;
         for (int i = 0; i < anchor_calls; i++)
@@ -355,6 +362,7 @@ static void compute(void *argument, int part, struct pool_call *call) {
     const struct job *job = calls->job;
     int first = pool_share(job->tasks, part, call), last = pool_share(job->tasks, part + 1, call);
     float *other = buffers[OTHER] + job->scratch * (size_t)part;
+    FRAME_AT_PAGE;
     for (int i = 0; i < calls->count; i++) {
         run_foreign_code();
         sink = read_floats(foreign, FOREIGN_FLOATS);

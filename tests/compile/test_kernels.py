@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bignas.compile.codegen import build_object
 from bignas.compile.kernel_identity import code_hash, symbol_of
+from bignas.compile.machine_code import ARRAY_ALIGNMENT
 from bignas.compile.objects import ObjectCache
 from bignas.compile.packing import count_read, pack_weights
 from bignas.compile.schedule import (
@@ -377,6 +378,18 @@ def test_builds_are_byte_identical(name: str) -> None:
         first, second = (build_object(workload, schedule, PRESETS[name]) for _ in range(2))
         assert first == second
         assert symbol_of(workload, schedule).encode() in first
+
+
+def test_arrays_on_the_stack_start_at_lines() -> None:
+    """Winograd's kernels have arrays, and align the stack pointer; other dense ones have none."""
+    aligning = b"\x48\x83\xe4" + (256 - ARRAY_ALIGNMENT).to_bytes()  # and $-64, %rsp
+    workload, target = Workload(Operator.CONV, 14, 14, 64, 64, 3, 1, 1), PRESETS["x86-64-v3"]
+    sides = set()
+    for schedule in candidates(workload, target):
+        built = build_object(workload, schedule, target)
+        assert (aligning in built) is (schedule.winograd_side > 0)
+        sides.add(schedule.winograd_side)
+    assert len(sides) > 1
 
 
 def test_symbols_are_unique() -> None:
