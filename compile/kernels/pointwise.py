@@ -5,7 +5,7 @@ Positions x input channels (rows of the input) times input x output channels. A 
 channels; weights are packed group by group so that the inner loop reads them in order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,25 +39,27 @@ def emit(name: str, workload: Workload, schedule: Schedule, lanes: int) -> Any:
     def body(arguments: Arguments) -> None:
         product = Product(arguments.input, arguments.weights, arguments.bias, depth)
 
-        def tile(first_pixel: Expr, rows: int, first: Expr, width: int, index: Expr | None) -> None:
-            accumulators = Tile(rows, vector_chunks(width, lanes))
-            place = product.at(first_channel=first, width=width)
+        def tile(
+            first_pixel: Expr, rows: int, place: Product, first: Expr, ahead: Sequence[Expr] = ()
+        ) -> None:
+            accumulators = Tile(rows, vector_chunks(place.width, lanes))
             place.accumulate(
-                accumulators, lambda row: (first_pixel + row) * depth, schedule.unroll, index
+                accumulators, lambda row: (first_pixel + row) * depth, schedule.unroll, ahead
             )
             store = output_store(workload, arguments, lambda row: first_pixel + row, first)
             accumulators.finish(store)
 
         def columns(first: Expr, width: int) -> None:
+            place = product.at(first_channel=first, width=width)
             full, rest = divmod(pixels, schedule.tile)
             by_pixels = schedule.split is Split.PIXELS
             if full:
                 with arguments.tasks(0, full, split=by_pixels) as index:
-                    ahead = index if pixels > 1 else None
-                    tile(index * schedule.tile, schedule.tile, first, width, ahead)
+                    ahead = (tirx.min(index, place.lines - 1),) if pixels > 1 else ()
+                    tile(index * schedule.tile, schedule.tile, place, first, ahead)
             if rest:
                 with arguments.tasks(full, full + 1, split=by_pixels):
-                    tile(full * schedule.tile, rest, first, width, None)
+                    tile(full * schedule.tile, rest, place, first)
 
         over_groups(workload.out_channels, lanes, schedule, arguments, columns)
 
@@ -82,20 +84,29 @@ class Product:
         first_bias = self.first_bias + first_channel
         return replace(self, first_weight=first_weight, first_bias=first_bias, width=width)
 
+    @property
+    def lines(self) -> int:
+        """Cache lines that a group's weights have for each input channel, rounded up."""
+        return -(-self.width // LINE)
+
     def accumulate(
-        self, tile: Tile, row_start: Callable[[int], Expr], unroll: int, index: Expr | None = None
+        self,
+        tile: Tile,
+        row_start: Callable[[int], Expr],
+        unroll: int,
+        ahead: Sequence[Expr] = (),
     ) -> None:
         """Sum over the input channels; `row_start(row)` is where a position's inputs start.
 
-        While the tiles `index` = 0, 1, ... of a group are computed, the weights of the next group
-        are brought into the first-level cache, one line for each step of the reduction.
+        Meanwhile weights of the group that comes next are brought into the first-level cache. They
+        are `lines` times as many lines as there are input channels: those `ahead`, out of
+        `range(lines)`, are asked for, one line of each at each step of the reduction.
         """
         tile.start(self.bias, self.first_bias)
 
         def step(k: Expr) -> None:
-            if index is not None:
-                passes = -(-self.width // LINE)
-                line = (tirx.min(index, passes - 1) * self.depth + k) * LINE
+            for part in ahead:
+                line = (part * self.depth + k) * LINE
                 prefetch(self.weights, self.first_weight + self.width * self.depth + line)
             for offset, size in tile.chunks:
                 weight = read(self.weights, self.first_weight + k * self.width + offset, size)

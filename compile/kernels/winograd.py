@@ -8,6 +8,7 @@ its first run (runner/winograd.c).
 A chunk of tiles is computed at once: its inputs are copied with a border of zeros, transformed, and
 multiplied by the weights, group by group of output channels; the transform back ends a group. The
 copy, the transformed inputs and the products of a group lie on the stack of the calling thread.
+Each weight is used once for all tiles of a chunk, so those of the next position are prefetched.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.
 """
@@ -102,7 +103,10 @@ class _Place:
                 )
                 sums = Tile(tiles, chunks)
                 product.accumulate(
-                    sums, lambda tile: (position * tiles + tile) * depth, self.schedule.unroll
+                    sums,
+                    lambda tile: (position * tiles + tile) * depth,
+                    self.schedule.unroll,
+                    range(product.lines),
                 )
 
                 def store(tile: int, offset: int, size: int, value: Expr) -> None:
