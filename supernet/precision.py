@@ -1,7 +1,8 @@
 """In which precision a supernet is trained on a machine, and by whose kernels.
 
 Processors with matrix units (AMX) multiply bfloat16 numbers several times faster than float32 ones,
-those that only have dot products of them (AVX-512 BF16) somewhat faster. Mixed precision keeps
+some of those that only have dot products of them (AVX-512 BF16) somewhat faster, others not at all:
+where there is a unit for it, a product is timed in both precisions. Mixed precision keeps
 activations and their gradients as bfloat16, and computes convolutions that mix channels by torch
 (oneDNN) in that precision, products being summed as float32. Weights, their updates, moments of
 batch norms and whatever comes after the last convolution stay float32, and so do depthwise
@@ -10,6 +11,9 @@ convolutions, which those units do not help.
 Source: Micikevicius et al., "Mixed Precision Training", ICLR 2018; Kalamkar et al., "A Study of
 BFLOAT16 for Deep Learning Training", 2019.
 """
+
+import time
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,9 +27,12 @@ from bignas.supernet.layer import Layer
 from bignas.supernet.layers import BatchExecution
 from bignas.supernet.recipe import Precision
 
-__all__ = ["MixedExecution", "is_mixed", "training_execution"]
+__all__ = ["MixedExecution", "bfloat16_speed", "is_mixed", "training_execution"]
 
 _BFLOAT16_UNITS = frozenset({"amx_bf16", "avx512_bf16"})
+_PRODUCT = (8192, 256, 256)  # rows, input and output channels of what is timed: some 10 ms
+_TURNS = 7
+_WORTH = 1.25  # times as fast: less is lost where activations are rounded
 
 
 class MixedExecution(BatchExecution):
@@ -58,12 +65,31 @@ class MixedExecution(BatchExecution):
 
 
 def is_mixed(precision: Precision, device: torch.device) -> bool:
-    """Whether this device trains in mixed precision; by default where it has units for it."""
-    if precision is Precision.AUTO:
-        return device.type != "cpu" or not _BFLOAT16_UNITS.isdisjoint(
-            probe_local().instruction_sets
-        )
-    return precision is Precision.BFLOAT16
+    """Whether this device trains in mixed precision; by default where that is faster."""
+    if precision is not Precision.AUTO:
+        return precision is Precision.BFLOAT16
+    if device.type != "cpu":
+        return True
+    has_units = not _BFLOAT16_UNITS.isdisjoint(probe_local().instruction_sets)
+    return has_units and bfloat16_speed() >= _WORTH
+
+
+@lru_cache(maxsize=1)
+def bfloat16_speed() -> float:
+    """How many times as fast as of float32 a product of bfloat16 matrices is on this processor.
+
+    By the shortest of some turns, in which both are timed one after the other.
+    """
+    rows, inner, outer = _PRODUCT
+    shortest = {}
+    for _ in range(1 + _TURNS):  # the first one builds the kernels
+        for kind in (torch.float32, torch.bfloat16):
+            x, weight = torch.ones(rows, inner, dtype=kind), torch.ones(outer, inner, dtype=kind)
+            start = time.perf_counter()
+            functional.linear(x, weight)
+            passed = time.perf_counter() - start
+            shortest[kind] = min(shortest.get(kind, passed), passed)
+    return shortest[torch.float32] / shortest[torch.bfloat16]
 
 
 def training_execution(*, fused: bool = True, mixed: bool = False) -> BatchExecution:

@@ -53,7 +53,7 @@ class Regularize(StrEnum):
 class Precision(StrEnum):
     """Of activations and products in training; weights and sums are float32."""
 
-    AUTO = "auto"  # bfloat16 where there are units for it, else float32
+    AUTO = "auto"  # bfloat16 where that is faster, else float32
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 

@@ -23,7 +23,7 @@ from bignas.supernet.fused_kernels import (
 )
 from bignas.supernet.layer import Layer
 from bignas.supernet.network import Supernet
-from bignas.supernet.precision import is_mixed, training_execution
+from bignas.supernet.precision import bfloat16_speed, is_mixed, training_execution
 from bignas.supernet.recipe import Precision
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.train import TrainConfig, train
@@ -142,17 +142,36 @@ def test_activations_are_stored_in_half() -> None:
         assert z.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_precision_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("speed", [0.6, 4.0])
+def test_precision_follows_the_device(speed: float, monkeypatch: pytest.MonkeyPatch) -> None:
     here = probe_local()
+    monkeypatch.setattr("bignas.supernet.precision.bfloat16_speed", lambda: speed)
     for units in ("amx_bf16",), ("avx512_bf16",), ():
-        has_units = bool(units)
         there = replace(here, instruction_sets=(*units, "avx2"))
         monkeypatch.setattr("bignas.supernet.precision.probe_local", lambda one=there: one)
-        assert is_mixed(Precision.AUTO, CPU) is has_units
+        assert is_mixed(Precision.AUTO, CPU) is (bool(units) and speed > 1)
         assert is_mixed(Precision.AUTO, GPU)
         for device in (CPU, GPU):
             assert is_mixed(Precision.BFLOAT16, device)
             assert not is_mixed(Precision.FLOAT32, device)
+
+
+def test_a_product_is_timed_once_in_both_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[torch.dtype] = []
+    linear = torch.nn.functional.linear
+
+    def spy(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        kinds.append(x.dtype)
+        return linear(x, weight)
+
+    monkeypatch.setattr("bignas.supernet.precision.functional.linear", spy)
+    bfloat16_speed.cache_clear()
+    speed = bfloat16_speed()
+    assert speed > 0
+    assert kinds.count(torch.float32) == kinds.count(torch.bfloat16) > 1
+    timed = len(kinds)
+    assert bfloat16_speed() == speed
+    assert len(kinds) == timed
 
 
 def test_training_learns_and_resumes_in_mixed_precision(
