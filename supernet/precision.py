@@ -81,7 +81,7 @@ def bfloat16_speed() -> float:
     By the shortest of some turns, in which both are timed one after the other.
     """
     rows, inner, outer = _PRODUCT
-    shortest = {}
+    shortest: dict[torch.dtype, float] = {}
     for _ in range(1 + _TURNS):  # the first one builds the kernels
         for kind in (torch.float32, torch.bfloat16):
             x, weight = torch.ones(rows, inner, dtype=kind), torch.ones(outer, inner, dtype=kind)
