@@ -32,7 +32,7 @@ __all__ = ["MixedExecution", "bfloat16_speed", "is_mixed", "training_execution"]
 _BFLOAT16_UNITS = frozenset({"amx_bf16", "avx512_bf16"})
 _PRODUCT = (8192, 256, 256)  # rows, input and output channels of what is timed: some 10 ms
 _TURNS = 7
-_WORTH = 1.25  # times as fast: less is lost where activations are rounded
+_WORTH = 1.25  # times as fast; for less, activations are not rounded
 
 
 class MixedExecution(BatchExecution):

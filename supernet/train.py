@@ -178,7 +178,7 @@ class _Run:
         if start is not None:
             _copy_weights(start, self._network, data.classes)
         self._network.to(group.device).train()
-        mixed = group.any(is_mixed(config.precision, group.device))  # all alike
+        mixed = group.any(is_mixed(config.precision, group.device))  # workers agree
         self._execution = group.execution(training_execution(fused=config.fused, mixed=mixed))
         self._optimizer = SupernetOptimizer(
             self._network,
