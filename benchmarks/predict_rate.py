@@ -19,7 +19,7 @@ import numpy as np
 from command import run
 
 from bignas.device_db.errors import InputError
-from bignas.latency.features import network_features
+from bignas.latency.network_sums import network_features
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import space_workloads

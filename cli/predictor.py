@@ -66,7 +66,9 @@ def fit(output: Output, space: str, device_name: str, confidence: float) -> None
 def evaluate(output: Output, space: str, device_name: str, subnets: int, seed: int) -> None:
     """Compare predictions with subnets that were never measured, compiled and measured now.
 
-    Each is measured in two processes: how far these differ is the floor of any prediction's error.
+    Each is measured in several processes: how far two of them differ is the floor of any
+    prediction's error. Subnets of the profile are measured again beside them: predictions are
+    shifted by what the machine has changed by since.
     """
     from bignas.cli.inputs import require_measurable
     from bignas.compile.objects import ObjectCache
@@ -102,6 +104,10 @@ def evaluate(output: Output, space: str, device_name: str, subnets: int, seed: i
                 "rank correlation": f"{result.spearman:.4f}",
                 "interval holds": f"{percent(result.coverage)}, meant {percent(result.confidence)}",
                 "repeatability": percent(result.repeatability),
+                "drift since the profile": (
+                    f"{percent(min(result.drift))} to {percent(max(result.drift))}, taken into"
+                    f" account ({percent(result.unshifted_mape)} mean error without)"
+                ),
                 "kernel sum alone": f"{percent(result.kernel_sum_mape)} mean error",
             }
         ),

@@ -1,4 +1,9 @@
-"""How good a latency predictor is, on subnets that are compiled and measured now."""
+"""How good a latency predictor is, on subnets that are compiled and measured now.
+
+Predictions are for the machine as it was when it was profiled. What it has changed by since, some
+subnets of the profile tell, which are measured again beside the fresh ones (`latency/drift.py`):
+predictions are shifted by that, as those of a search are by the networks that it has measured.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,6 +20,7 @@ from bignas.device_db.measurement import Measurement
 from bignas.device_db.store import Store
 from bignas.latency import metrics
 from bignas.latency.bench import PROCESSES
+from bignas.latency.drift import drifts, references
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.recording import Recorder
@@ -27,7 +33,8 @@ __all__ = ["PredictorEvaluation", "evaluate_predictor"]
 
 Array = NDArray[np.float64]
 
-BATCH = 5  # measured together: what the machine is off by then, they have in common
+BATCH = 10  # fresh subnets measured together: what the machine is off by, they have in common
+REFERENCES = 5  # measured beside each batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,8 @@ class PredictorEvaluation:
     """Errors as fractions; `repeatability` is the mean difference of a binary in two processes.
 
     What was measured is the median over `PROCESSES` processes, as that of a delivered binary.
+    `predicted_ms` and all errors are of predictions shifted by the `drift` since the profile;
+    `unshifted_mape` and `unshifted_coverage` are of those before.
 
     `coverage` is the share of measured latencies inside the interval, `confidence` the wanted one;
     `kernel_sum_mape` is the error of the plain sum of the kernel table without any correction.
@@ -49,6 +58,9 @@ class PredictorEvaluation:
     n: int
     repeatability: float
     kernel_sum_mape: float
+    drift: tuple[float, ...]  # of each batch, a fraction
+    unshifted_mape: float
+    unshifted_coverage: float
     measured_ms: tuple[float, ...]
     predicted_ms: tuple[float, ...]
 
@@ -70,42 +82,60 @@ def evaluate_predictor(
     """Predict `subnets` random architectures never measured before, then build and measure them.
 
     Each is measured in `PROCESSES` processes, and their median is what predictions are compared
-    with. Nothing of it goes into the store, but kernels that had to be tuned do.
+    with, beside `REFERENCES` subnets of the profile for each `BATCH`. Nothing of it goes into the
+    store, but kernels that had to be tuned do.
 
     Raises:
         MeasurementError: a subnet cannot be measured.
     """
     fresh = _fresh(space, device, store, subnets, seed)
-    predictions = predictor.predict(fresh)
-    medians_ms: list[Array] = []
+    profiled = measured_subnets(store, device.name, space, evidence_hash())
+    batches = [fresh[start : start + BATCH] for start in range(0, len(fresh), BATCH)]
     recorder = Recorder(device.name)
-    for start in range(0, len(fresh), BATCH):
-        batch = fresh[start : start + BATCH]
-        layers = [workloads(space, architecture) for architecture in batch]
+    processes_ms: list[Array] = []
+    log_ratios: list[Array] = []
+    for number, batch in enumerate(batches):
+        known = references(profiled, REFERENCES, number)
+        chosen = [*batch, *(architecture for architecture, _ in known)]
+        layers = [workloads(space, architecture) for architecture in chosen]
         kernels = ensure_networks_tuned(
             layers, device, store, cache, weights_bytes=typical_weights_bytes(space)
         )
         records = measure_subnets(
-            space, batch, kernels, device, cache, recorder, processes=PROCESSES
+            space, chosen, kernels, device, cache, recorder, processes=PROCESSES
         )
         latency_ms = np.array([_latency_ms(one) for one in records])
-        medians_ms.append(latency_ms.reshape(PROCESSES, len(batch)))
+        latency_ms = latency_ms.reshape(PROCESSES, len(chosen))
+        processes_ms.append(latency_ms[:, : len(batch)])
+        now_ms = np.median(latency_ms[:, len(batch) :], axis=0)
+        log_ratios.append(np.log(now_ms / [then_ms for _, then_ms in known]))
         if progress is not None:
-            progress(start + len(batch), len(fresh))
-    processes = np.concatenate(medians_ms, axis=1)
-    measured, predicted = np.median(processes, axis=0), predictions.latency_ms
+            progress(sum(map(len, batches[: number + 1])), len(fresh))
+    processes = np.concatenate(processes_ms, axis=1)
+    shifts = drifts(log_ratios) if profiled else np.zeros(len(batches))
+    shifted = [predictor.shifted(float(one)) if profiled else predictor for one in shifts]
+    found = [one.predict(batch) for one, batch in zip(shifted, batches, strict=True)]
+    measured, plain = np.median(processes, axis=0), predictor.predict(fresh)
+    predicted = np.concatenate([one.latency_ms for one in found])
     return PredictorEvaluation(
         mape=metrics.mape(predicted, measured),
         within_5=metrics.within(predicted, measured, 0.05),
         within_10=metrics.within(predicted, measured, 0.10),
         spearman=metrics.spearman(predicted, measured),
-        coverage=metrics.coverage(predictions.low_ms, predictions.high_ms, measured),
+        coverage=metrics.coverage(
+            np.concatenate([one.low_ms for one in found]),
+            np.concatenate([one.high_ms for one in found]),
+            measured,
+        ),
         confidence=predictor.confidence,
         n=len(fresh),
         repeatability=float(np.mean(np.abs(processes[1] - processes[0]) / processes[0])),
         kernel_sum_mape=metrics.mape(predictor.kernel_sums_ms(fresh), measured),
-        measured_ms=tuple(float(one) for one in measured),
-        predicted_ms=tuple(float(one) for one in predicted),
+        drift=tuple(np.expm1(shifts).tolist()),
+        unshifted_mape=metrics.mape(plain.latency_ms, measured),
+        unshifted_coverage=metrics.coverage(plain.low_ms, plain.high_ms, measured),
+        measured_ms=tuple(measured.tolist()),
+        predicted_ms=tuple(predicted.tolist()),
     )
 
 

@@ -2,23 +2,25 @@
 
 Networks are measured in several processes, each of which is off as a whole: that is taken away
 before anything is learned from them. What a binary is measured at has it still, as far as the
-median of several processes does not take it out, so intervals are widened by it. Half of what
+median of several processes does not take it out, so intervals are widened by it. Where the drift of
+the machine is known, what single networks change by is left of that. Half of what
 measurements minutes apart differ by is taken to last longer than such processes do: a convention,
 with which the intervals of four profiles came nearer to their confidence (docs/decisions.md).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from statistics import fmean, median
 
 from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.store import Store
 from bignas.latency.bench import MEDIAN_DEVIATION
 from bignas.latency.evidence import evidence_hash
-from bignas.latency.in_network_table import in_network_table
+from bignas.latency.in_network_readings import in_network_readings
 from bignas.latency.known_tables import known_tables
-from bignas.latency.metrics import agreeing_mean
+from bignas.latency.metrics import agreeing_mean, deviation
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.process_effects import NetworkReading, ProcessEffects
 from bignas.latency.profile import space_workloads
@@ -55,16 +57,40 @@ def fit_predictor(
             space, table, confidence, sources=() if complete else known_tables(store, device)
         ),
         repeatability=lasting_spread(store, device.name, space, evidence_hash()),
-        within=in_network_table(store, device.name, tuned_kernels(store, device.name)),
     )
+    within = in_network_readings(store, device.name, tuned_kernels(store, device.name))
     readings = subnet_readings(store, device.name, space, evidence_hash())
     networks, noise = _means((one, one.latency_ms) for one in readings), 0.0
+    effects = ProcessEffects({}, 0.0)
     for _ in range(EFFECT_PASSES):
-        effects = ProcessEffects.estimate(readings, kernels.held_out_ms(networks))
+        effects = ProcessEffects.estimate(readings, kernels.held_out_ms(networks, readings=within))
         networks = _means((one, effects.without(one)) for one in readings)
         noise = effects.deviation * MEDIAN_DEVIATION
     changing = math.sqrt(LASTING_SHARE + (1 - LASTING_SHARE) * MEDIAN_DEVIATION**2)
-    return kernels.corrected(networks, noise=max(noise, kernels.repeatability * changing))
+    return kernels.corrected(
+        networks,
+        noise=max(noise, kernels.repeatability * changing),
+        own_noise=_own_deviation(readings, effects) * changing,
+        readings=within,
+    )
+
+
+def _own_deviation(readings: Sequence[NetworkReading], effects: ProcessEffects) -> float:
+    """Return what the readings of one network differ by, when what they share is taken away.
+
+    That is what their processes are off by, and their sessions. The standard deviation of the
+    logarithm; 0 when no network was measured twice.
+    """
+    logs = [(one, math.log(effects.without(one))) for one in readings]
+    of_networks = by_network(logs)
+    of_sessions: dict[str, list[float]] = {}
+    for one, value in logs:
+        values = of_networks[one.network]
+        if len(values) > 1:
+            distance = (value - fmean(values)) * math.sqrt(len(values) / (len(values) - 1))
+            of_sessions.setdefault(one.session, []).append(distance)
+    distances = [one - median(found) for found in of_sessions.values() for one in found]
+    return deviation(distances) if distances else 0.0
 
 
 def _means(readings: Iterable[tuple[NetworkReading, float]]) -> list[tuple[Architecture, float]]:

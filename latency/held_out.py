@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from bignas.compile.fusion import choose_kernels
 from bignas.compile.workload import workloads
 from bignas.device_db.workload import Workload
+from bignas.latency.in_network_readings import InNetworkReadings
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import mape
 from bignas.latency.predictor import LatencyPredictor
+from bignas.latency.recording import space_label
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 
@@ -36,16 +38,18 @@ def held_out_error(
     weights: Mapping[Workload, float],
     unmeasured_share: float,
     sources: Sequence[KernelTable] = (),
+    readings: InNetworkReadings | None = None,
 ) -> float | None:
     """Return the mean absolute percentage error to expect on fresh networks, as a fraction.
 
     networks: distinct architectures and their milliseconds; weights: how much each kernel counts
     in fresh networks; unmeasured_share: part of fresh networks' kernel sums that is estimated, from
-    0 to 1; sources: tables of other devices, for kernels that are estimated. None when fewer than
-    `FEWEST_NETWORKS` were measured.
+    0 to 1; sources: tables of other devices, for kernels that are estimated; readings: what kernels
+    took in networks. None when fewer than `FEWEST_NETWORKS` were measured.
     """
     if len(networks) < FEWEST_NETWORKS:
         return None
+    label = space_label(space)
     whole: LatencyPredictor | None = None  # fitted when a fold needs it
     predicted_ms = np.zeros(len(networks))
     for fold in range(FOLDS):
@@ -59,7 +63,10 @@ def held_out_error(
         else:
             whole = whole or LatencyPredictor.of_kernels(space, table, sources=sources)
             plain = whole
-        predicted_ms[fold::FOLDS] = plain.corrected(train).predict(test).latency_ms
+        left_out = {(label, one.key) for one in test}
+        rest_of_readings = None if readings is None else readings.without(left_out)
+        fitted = plain.corrected(train, readings=rest_of_readings)
+        predicted_ms[fold::FOLDS] = fitted.predict(test).latency_ms
     return mape(predicted_ms, np.array([latency_ms for _, latency_ms in networks]))
 
 

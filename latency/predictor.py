@@ -3,16 +3,11 @@
 Decisions
 - The binary is a sequence of fused kernels, so its latency is close to the sum of theirs. Kernels
   come from the table of measurements, or from `KernelModel` where profiling stopped early. What the
-  sum misses (calls, caches) is learned from measured networks as log(measured / sum): a
-  `Correction`, which may be none at all. Cross-validation picks it, so few networks do no harm.
-- Intervals are conformal: quantiles of the errors made on networks left out of the fit, divided by
-  what makes an error likely: the part of the sum that is estimated. (Papadopoulos et al.,
-  "Normalized nonconformity measures for regression with conformal prediction", AIA 2008;
-  cross-validated residuals as in Barber et al., "Predictive inference with the jackknife+",
-  Annals of Statistics 49, 2021.)
-  They never get narrower than without that division, see `Interval`. Below the number of
-  networks that a conformal quantile needs, Student's t takes its place; below three measured
-  networks the interval is +-25%, which is a convention and not a promise.
+  sum misses is learned from measured networks: first what each kernel takes among others, where
+  kernels were measured in networks (`latency/in_network_model.py`), then log(measured / sum) as a
+  whole, a `Correction`, which may be none at all. Cross-validation picks both, so few networks do
+  no harm.
+- Intervals come from the errors made on networks left out of the fit (`latency/interval.py`).
 - A saved predictor is complete (space, table, models) and JSON; it knows the device and the kernel
   code it was made for, and refuses others.
 """
@@ -20,8 +15,8 @@ Decisions
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +29,22 @@ from bignas.compile.workload import workloads
 from bignas.device_db.errors import BignasError, InputError
 from bignas.device_db.files import write_atomically
 from bignas.device_db.workload import Workload
-from bignas.latency.features import NetworkSums, SpaceSums, network_features
-from bignas.latency.in_network_table import InNetworkTable
+from bignas.latency.in_network_model import InNetworkModel
+from bignas.latency.in_network_readings import InNetworkReadings
+from bignas.latency.interval import DEFAULT_HALF_WIDTH, FEWEST_TO_CALIBRATE, Interval
 from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
-from bignas.latency.regression import Correction, Fit, ModelKind, fit_correction
+from bignas.latency.network_fit import MICROSECONDS_PER_MILLISECOND, NetworkFit, fit_networks
+from bignas.latency.network_sums import NetworkSums, SpaceSums, network_features
+from bignas.latency.regression import Correction, ModelKind
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 
-__all__ = [
-    "DEFAULT_HALF_WIDTH",
-    "Interval",
-    "KernelLatency",
-    "LatencyPredictor",
-    "Predictions",
-]
+__all__ = ["KernelLatency", "LatencyPredictor", "Predictions"]
 
 Array = NDArray[np.float64]
 
 FORMAT = "bignas-latency-predictor"
-FORMAT_VERSION = 1
-DEFAULT_HALF_WIDTH = math.log(1.25)  # of log latency when no network was measured
-FEWEST_TO_CALIBRATE = 3  # measured networks
-SMALLEST_BASE = 0.002  # errors below 0.2% are luck
-MICROSECONDS_PER_MILLISECOND = 1e3
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,78 +66,6 @@ class KernelLatency:
     measured: bool
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Half widths of log latency: `max(floor, quantile * (base + estimated share * kernel_error))`.
-
-    Two conformal intervals, of which the wider one counts. The first has one width for all: right
-    for networks that are no less measured than those of the calibration. The second grows with the
-    estimated share: right for those that are less so. Both are widened by `noise`, the relative
-    standard deviation of what a binary is measured at that the errors of the calibration are
-    without.
-    """
-
-    floor: float
-    base: float  # typical error of a network whose kernels are all measured
-    kernel_error: float  # typical error of an estimated kernel
-    quantile: float  # of the held-out errors divided by the typical ones
-
-    @classmethod
-    def calibrate(
-        cls,
-        residuals: Array,
-        shares: Array,
-        kernel_error: float,
-        confidence: float,
-        noise: float = 0.0,
-    ) -> "Interval":
-        """Calibrate on held-out errors of log latency [n] and estimated shares [n]; n may be 0."""
-        errors = np.abs(residuals)
-        typical = float(np.sqrt(np.mean(errors**2))) if len(errors) else 0.0
-        if typical > 0:
-            errors = errors * math.hypot(1, noise / typical)
-        if len(errors) < FEWEST_TO_CALIBRATE:
-            floor = float(errors.max(initial=DEFAULT_HALF_WIDTH))
-            return cls(floor, base=floor, kernel_error=kernel_error, quantile=1.0)
-        excess = np.maximum(errors - shares * kernel_error, 0)
-        base = max(float(np.median(excess)), SMALLEST_BASE)
-        return cls(
-            floor=_upper_quantile(errors, confidence),
-            base=base,
-            kernel_error=kernel_error,
-            quantile=_upper_quantile(errors / (base + shares * kernel_error), confidence),
-        )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Interval":
-        """Inverse of `asdict`. Raises KeyError, TypeError or ValueError."""
-        return cls(**{one.name: float(values[one.name]) for one in fields(cls)})
-
-    def half_widths(self, shares: Array) -> Array:
-        """Half widths of log latency for networks with these estimated shares."""
-        grown = self.quantile * (self.base + shares * self.kernel_error)
-        return np.maximum(self.floor, grown)
-
-
-def _fit_ratios(sums: NetworkSums, measured_ms: Array, seed: int) -> Fit:
-    """Fit what networks take more than the sums of their kernels, as logarithms."""
-    targets = np.log(measured_ms * MICROSECONDS_PER_MILLISECOND / sums.latency_us)
-    return fit_correction(network_features(sums), targets, seed)
-
-
-def _upper_quantile(scores: Array, confidence: float) -> float:
-    """The bound that a new score keeps with this confidence.
-
-    Conformal where there are enough scores for it, else from Student's t around zero.
-    """
-    count = len(scores)
-    rank = math.ceil((count + 1) * confidence)
-    if rank <= count:
-        return float(np.sort(scores)[rank - 1])
-    spread = math.sqrt(float(np.mean(scores**2)) * (1 + 1 / count))
-    return float(stdtrit(count - 1, (1 + confidence) / 2)) * spread
-
-
 @dataclass(frozen=True, eq=False)
 class LatencyPredictor:
     """Predicts latencies of the architectures of one space on one device.
@@ -160,26 +76,26 @@ class LatencyPredictor:
     space: SearchSpace
     table: KernelTable
     kernel_model: KernelModel
-    correction: Correction  # of log(network / kernel sum), on network_features
+    correction: Correction  # of log(network / sum of its kernels in it), on network_features
     interval: Interval  # also of what changes until a binary is measured
     confidence: float  # share of networks that the intervals are to cover
     networks: int  # measured networks it was fitted to
     repeatability: float = 0.0  # relative deviation of a binary measured again; 0: unknown
-    within: InNetworkTable = field(default_factory=InNetworkTable)
-    settled: Interval | None = None  # where that change is known; None: as `interval`
+    within: InNetworkModel = field(default_factory=InNetworkModel)  # what kernels take there
+    settled: Interval | None = None  # where the machine's drift is known; None: as `interval`
     _sums: SpaceSums = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
             raise InputError(f"confidence must lie between 0 and 1, not {self.confidence:g}")
-        object.__setattr__(
-            self,
-            "_sums",
-            SpaceSums(
-                self.space,
-                estimate=lambda work: estimate_kernels(self.table, self.kernel_model, work),
-                choose=lambda layers: choose_kernels(layers, self.table),
-            ),
+        object.__setattr__(self, "_sums", self._sums_with(self.within))
+
+    def _sums_with(self, within: InNetworkModel) -> SpaceSums:
+        return SpaceSums(
+            self.space,
+            estimate=lambda work: estimate_kernels(self.table, self.kernel_model, work),
+            choose=lambda layers: choose_kernels(layers, self.table),
+            within=within,
         )
 
     @classmethod
@@ -226,40 +142,60 @@ class LatencyPredictor:
         )
 
     def corrected(
-        self, networks: Sequence[tuple[Architecture, float]], seed: int = 0, noise: float = 0.0
+        self,
+        networks: Sequence[tuple[Architecture, float]],
+        seed: int = 0,
+        noise: float = 0.0,
+        own_noise: float = 0.0,
+        readings: InNetworkReadings | None = None,
     ) -> "LatencyPredictor":
         """Return the same kernels with correction and interval fitted to networks, as in `fit`.
 
         `noise` is the relative standard deviation of what a binary is measured at that these
-        latencies are without.
+        latencies are without, `own_noise` that part of it which is no drift of the whole machine;
+        `readings` are what kernels took in networks.
         """
-        architectures, measured_ms = _medians(self.space, networks)
-        sums = self._sums(architectures)
-        fit = _fit_ratios(sums, measured_ms, seed)
+        architectures, _, fit = self._fit(networks, readings, seed)
         interval, settled = (
             Interval.calibrate(
-                fit.residuals, sums.estimated_share, self.kernel_model.error, self.confidence, one
+                fit.residuals, fit.estimated_share, self.kernel_model.error, self.confidence, one
             )
-            for one in (noise, 0.0)
+            for one in (noise, own_noise)
         )
         return replace(
             self,
             correction=fit.correction,
+            within=fit.within,
             interval=interval,
             settled=settled,
             networks=len(architectures),
         )
 
     def held_out_ms(
-        self, networks: Sequence[tuple[Architecture, float]], seed: int = 0
+        self,
+        networks: Sequence[tuple[Architecture, float]],
+        seed: int = 0,
+        readings: InNetworkReadings | None = None,
     ) -> dict[Architecture, float]:
         """Return what each of these networks is predicted by the others, in milliseconds.
 
-        With the kernels as they are. Raises as `fit`.
+        With the kernels as they are, alone. Raises as `fit`.
         """
+        architectures, measured_ms, fit = self._fit(networks, readings, seed)
+        predicted_ms = measured_ms * np.exp(-fit.residuals)
+        return dict(zip(architectures, predicted_ms.tolist(), strict=True))
+
+    def _fit(
+        self,
+        networks: Sequence[tuple[Architecture, float]],
+        readings: InNetworkReadings | None,
+        seed: int,
+    ) -> tuple[list[Architecture], Array, NetworkFit]:
         architectures, measured_ms = _medians(self.space, networks)
-        residuals = _fit_ratios(self._sums(architectures), measured_ms, seed).residuals
-        return dict(zip(architectures, (measured_ms * np.exp(-residuals)).tolist(), strict=True))
+        fit = fit_networks(
+            self.space, self._sums_with, self.table, architectures, measured_ms, readings, seed
+        )
+        return architectures, measured_ms, fit
 
     def conditioned(self, networks: Sequence[tuple[Architecture, float]]) -> "LatencyPredictor":
         """Return it shifted to what these networks (architecture, milliseconds) were measured at.
@@ -277,10 +213,17 @@ class LatencyPredictor:
         architectures, measured_ms = _medians(self.space, networks)
         log_ratios = np.log(measured_ms / self.predict(architectures).latency_ms)
         shift = float(np.median(log_ratios)) * len(log_ratios) / (len(log_ratios) + 1)
-        settled = self.settled if len(log_ratios) >= FEWEST_TO_CALIBRATE else None
-        return replace(
-            self, correction=self.correction.shifted(shift), interval=settled or self.interval
-        )
+        shifted = self.shifted(shift)
+        known = len(log_ratios) >= FEWEST_TO_CALIBRATE
+        return shifted if known else replace(shifted, interval=self.interval)
+
+    def shifted(self, log_ratio: float) -> "LatencyPredictor":
+        """Return it with all predictions shifted by what the machine is known to be off by now.
+
+        Intervals are those of networks measured at the same time as those of the fit.
+        """
+        correction = self.correction.shifted(log_ratio)
+        return replace(self, correction=correction, interval=self.settled or self.interval)
 
     # --- predicting -------------------------------------------------------------------------------
 
@@ -291,7 +234,7 @@ class LatencyPredictor:
         """
         sums = self._sums(architectures)
         log_ratio = self.correction.predict(network_features(sums))
-        latency_ms = sums.latency_us * np.exp(log_ratio) / MICROSECONDS_PER_MILLISECOND
+        latency_ms = sums.within_us * np.exp(log_ratio) / MICROSECONDS_PER_MILLISECOND
         factor = np.exp(self.interval.half_widths(sums.estimated_share))
         return Predictions(
             latency_ms=latency_ms,
@@ -340,18 +283,15 @@ class LatencyPredictor:
     def kernels(self, architecture: Architecture) -> list[KernelLatency]:
         """The kernels of one network in the order in which they run, with their latencies.
 
-        Those that were measured within networks have what they take there: their sum comes nearer
-        to the network than `kernel_sums_ms`. Predictions are made of the latter, and lose nothing
-        by it (docs/decisions.md, "Kernels are measured where they run").
+        What they take among each other, as far as networks told; predictions are corrections of
+        their sum.
         """
         works = choose_kernels(workloads(self.space, architecture), self.table)
         estimates = estimate_kernels(self.table, self.kernel_model, works)
-        within_us = self.within.latencies_us(works)
+        within_us = self.within.in_network_us(works, estimates.latency_us)
         return [
-            KernelLatency(work, float(alone_us if us is None else us), bool(measured))
-            for work, alone_us, us, measured in zip(
-                works, estimates.latency_us, within_us, estimates.measured, strict=True
-            )
+            KernelLatency(work, float(us), bool(measured))
+            for work, us, measured in zip(works, within_us, estimates.measured, strict=True)
         ]
 
     # --- what it is good for ----------------------------------------------------------------------
@@ -470,7 +410,7 @@ class LatencyPredictor:
             confidence=float(content["confidence"]),
             networks=int(content["networks"]),
             repeatability=float(content.get("repeatability", 0.0)),
-            within=InNetworkTable.from_dict(content.get("within", {})),
+            within=InNetworkModel.from_dict(content["within"]),
         )
 
     def save(self, path: Path) -> None:

@@ -28,6 +28,7 @@ from bignas.device_db.store import Store
 from bignas.device_db.workload import Layout, Workload
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.held_out import held_out_error
+from bignas.latency.in_network_readings import in_network_readings
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import agreeing, agreeing_mean
 from bignas.latency.profile_plan import SUBNET_BATCH, SUBNET_COST, Batch, ProfilePlanner
@@ -388,7 +389,9 @@ class _Profile:
         weights = self._planner.weights(state.table)
         share = float(self._planner.estimated_shares(state.table).mean())
         networks = list(state.networks.items())
-        return held_out_error(self._space, table, networks, weights, share, self._sources)
+        store, device = self._tuner.store, self._tuner.device.name
+        readings = in_network_readings(store, device, tuned_kernels(store, device))
+        return held_out_error(self._space, table, networks, weights, share, self._sources, readings)
 
     # Time, turns and progress
 

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bignas.device_db.workload import Workload
-from bignas.latency.features import KernelEstimates, SpaceSums
+from bignas.latency.features import KernelEstimates
+from bignas.latency.network_sums import SpaceSums
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.transfer_prior import TransferProblem
 from bignas.supernet.architecture import Architecture

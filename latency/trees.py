@@ -25,21 +25,29 @@ Array = NDArray[np.float64]
 class Trees:
     """A boosted ensemble that never changes. Raises ValueError for what is no such document."""
 
-    def __init__(self, document: Mapping[str, Any]) -> None:
-        if not isinstance(document, dict) or "learner" not in document:
+    def __init__(
+        self, document: Mapping[str, Any] | None, grown: "xgboost.Booster | None" = None
+    ) -> None:
+        if grown is None and (not isinstance(document, dict) or "learner" not in document):
             raise ValueError("these are no boosted trees")
-        self._document = document
+        self._document, self._grown = document, grown
 
     @classmethod
     def grow(
-        cls, features: Array, targets: Array, parameters: Mapping[str, Any], rounds: int
+        cls,
+        features: Array,
+        targets: Array,
+        parameters: Mapping[str, Any],
+        rounds: int,
+        weights: Array | None = None,
     ) -> "Trees":
-        """Grow `rounds` trees on features [n, columns] and targets [n]."""
+        """Grow `rounds` trees on features [n, columns], targets [n] and their weights [n]."""
         import xgboost  # noqa: PLC0415
 
-        samples = xgboost.DMatrix(features.astype(np.float32), label=targets, nthread=1)
-        booster = xgboost.train(dict(parameters), samples, rounds)
-        return cls(json.loads(booster.save_raw("json").decode("utf-8")))
+        samples = xgboost.DMatrix(
+            features.astype(np.float32), label=targets, weight=weights, nthread=1
+        )
+        return cls(None, xgboost.train(dict(parameters), samples, rounds))
 
     def predict(self, features: Array) -> Array:
         """Predict from features [n, columns] -> [n]. Raises InputError for a damaged ensemble."""
@@ -53,10 +61,14 @@ class Trees:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document that they are made of."""
+        if self._document is None:
+            self._document = json.loads(self._booster.save_raw("json").decode("utf-8"))
         return dict(self._document)
 
     @cached_property
     def _booster(self) -> "xgboost.Booster":
+        if self._grown is not None:
+            return self._grown
         import xgboost  # noqa: PLC0415
 
         booster = xgboost.Booster({"nthread": 1})

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
+import pytest
 
 from bignas.compile.schedule import candidates
 from bignas.compile.workload import workloads
@@ -101,3 +102,34 @@ def test_intervals_know_that_machines_change_within_minutes(store: Store) -> Non
     ]
     store.add_measurements(again)
     assert fit_predictor(TINY, device, store).interval.floor > steady + 0.005
+
+
+def test_what_single_networks_change_by_is_left_when_the_drift_is_known(store: Store) -> None:
+    fill(store, [1.0] * 4)
+    device = store.device("board")
+    steady = fit_predictor(TINY, device, store)
+    assert steady.settled is not None
+    random = np.random.default_rng(2)
+    factors = {one.architecture: float(np.exp(random.normal(0, 0.03))) for one in _networks(store)}
+    store.add_measurements([_later(one, 1.03) for one in _networks(store)])
+    drifted = fit_predictor(TINY, device, store)
+    store.add_measurements([_later(one, factors[one.architecture]) for one in _networks(store)])
+    changed = fit_predictor(TINY, device, store)
+    assert drifted.settled is not None
+    assert changed.settled is not None
+    assert drifted.settled.floor == pytest.approx(steady.settled.floor, abs=0.003)
+    assert drifted.interval.floor > drifted.settled.floor + 0.005
+    assert changed.settled.floor > steady.settled.floor + 0.01
+
+
+def _networks(store: Store) -> list[Measurement]:
+    return store.network_measurements("board")
+
+
+def _later(record: Measurement, factor: float) -> Measurement:
+    return replace(
+        record,
+        samples_ns=tuple(ns * factor for ns in record.samples_ns),
+        created_at=record.created_at + timedelta(minutes=10),
+        session="later",
+    )

@@ -1,6 +1,5 @@
 """Kernels measured where they run: what their records tell, and what is made of them."""
 
-import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -11,21 +10,18 @@ from bignas.compile.child_graph import graph_with_random_weights
 from bignas.compile.fallback import FallbackKernel
 from bignas.compile.graph import FallbackCall, KernelCall
 from bignas.compile.schedule import Schedule
-from bignas.compile.workload import workloads
 from bignas.device_db.device import Device
 from bignas.device_db.measurement import Measurement, Subject
 from bignas.device_db.store import Store
 from bignas.device_db.workload import Workload
 from bignas.latency.evidence import evidence_hash
-from bignas.latency.fitting import fit_predictor
 from bignas.latency.in_network import ProbedNetwork, in_network_records
-from bignas.latency.in_network_table import InNetworkTable, in_network_table
+from bignas.latency.in_network_readings import in_network_readings
+from bignas.latency.in_network_table import in_network_table
 from bignas.latency.jobs import TimingResult
-from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import space_workloads
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.tuned import TunedKernel
-from tests.latency.synthetic import kernel_us
 from tests.latency.tiny import QUIET, TINY, kernel_record
 
 PLAIN = Schedule()
@@ -122,36 +118,26 @@ def test_networks_of_similar_size_tell_most(store: Store) -> None:
     assert between == sorted(between)
 
 
-def test_a_table_survives_json(store: Store) -> None:
-    works = space_workloads(TINY)[:3]
-    filled(store, *(record(one, name, 1.5) for one in works for name in ("a", "b")))
-    table = in_network_table(store, "board", tuned(*works))
-    again = InNetworkTable.from_dict(json.loads(json.dumps(table.to_dict())))
-    assert again == table
-    assert again.latencies_us(works) == table.latencies_us(works)
-
-
-def test_a_predictor_shows_kernels_as_networks_have_them(store: Store) -> None:
-    device = replace(store.device("local"), name="board")
-    store.add_device(device)
-    works = space_workloads(TINY)
-    smallest = workloads(TINY, TINY.smallest())
-    alone = [
-        kernel_record("board", one, PLAIN.to_text(), [1e3 * kernel_us(one)] * 30, evidence_hash())
-        for one in works
-    ]
-    within = [record(work, TINY.smallest().key, 1.2 * kernel_us(work)) for work in set(smallest)]
-    store.add_measurements([*alone, *within])
-    fitted = fit_predictor(TINY, device, store)
-    for predictor in (fitted, LatencyPredictor.from_bytes(fitted.to_bytes())):
-        shown = predictor.kernels(TINY.smallest())
-        assert [one.workload for one in shown] == list(smallest)
-        assert [one.latency_us for one in shown] == pytest.approx(
-            [1.2 * kernel_us(one) for one in smallest]
-        )
-        for one in predictor.kernels(TINY.biggest()):
-            times = 1.2 if one.workload in smallest else 1.0
-            assert one.latency_us == pytest.approx(times * kernel_us(one.workload))
+def test_readings_tell_what_a_network_takes_and_reads(store: Store) -> None:
+    first, second = [one for one in space_workloads(TINY) if one.weight_count][:2]
+    filled(
+        store,
+        *(record(first, "a", us, process=1) for us in (1.0, 3.0)),
+        record(second, "a", 4.0, replace(PLAIN, vectors=PLAIN.vectors + 1), process=1),
+        *(record(first, "a", us, process=2) for us in (2.0, 4.0)),
+        record(second, "a", 6.0, replace(PLAIN, vectors=PLAIN.vectors + 1), process=2),
+    )
+    found = in_network_readings(store, "board", tuned(first, second))
+    (network,) = found.networks
+    assert network.network == (space_label(TINY), "a")
+    assert network.total_us == pytest.approx(10.0)  # 8 and 12
+    assert network.latencies_us == {first: pytest.approx(2.5)}
+    assert network.read_bytes == 2 * found.read_bytes[first] + found.read_bytes[second]
+    settled = found.settled({network.network: 5.0, (space_label(TINY), "b"): 1.0}).networks[0]
+    assert settled.total_us == pytest.approx(5.0)
+    assert settled.latencies_us == {first: pytest.approx(1.25)}
+    assert not found.without({network.network}).networks
+    assert found.without(set()).networks == (network,)
 
 
 def probed(index: int = 0) -> ProbedNetwork:

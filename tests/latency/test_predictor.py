@@ -8,9 +8,10 @@ import pytest
 
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import ArchitectureError, InputError, OutputError
+from bignas.latency.interval import Interval
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import coverage, mape
-from bignas.latency.predictor import Interval, LatencyPredictor
+from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.regression import Correction, ModelKind
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.spaces import load_space

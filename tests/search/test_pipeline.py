@@ -19,8 +19,9 @@ from bignas.device_db.store import Store
 from bignas.latency.bench import PROCESSES, bench_bundle
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.fitting import fit_predictor
+from bignas.latency.interval import Interval
 from bignas.latency.kernel_model import KernelTable
-from bignas.latency.predictor import Interval, LatencyPredictor
+from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import profile_space, space_workloads
 from bignas.search import pipeline
 from bignas.search import strategy as registry
