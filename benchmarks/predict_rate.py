@@ -3,14 +3,15 @@
     python benchmarks/predict_rate.py cifar bignas --json
 
 Seconds are processor seconds of this process, medians of repetitions. Latencies of kernels and
-networks are invented, such that the predictor has trees, its slowest kind. The parts of the
-architectures are known beforehand, as after the first predictions of a search.
+networks are invented, such that the predictor's correction has trees, its slowest kind, and kernels
+take more in networks that read more. The parts of the architectures are known beforehand, as after
+the first predictions of a search.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,17 @@ from typing import Any
 import numpy as np
 from command import run
 
+from bignas.compile.workload import workloads
 from bignas.device_db.errors import InputError
-from bignas.latency.network_sums import network_features
+from bignas.device_db.workload import BYTES_PER_VALUE, Workload
+from bignas.latency.in_network_model import InNetworkModel
+from bignas.latency.in_network_readings import InNetworkReadings, NetworkKernels
 from bignas.latency.kernel_model import KernelTable
+from bignas.latency.network_sums import network_features
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import space_workloads
 from bignas.latency.regression import Correction, ModelKind, fit_correction
+from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
@@ -86,12 +92,28 @@ def with_trees(space: SearchSpace) -> LatencyPredictor:
     predictor = LatencyPredictor.of_kernels(space, KernelTable(latencies_us, "invented", "code"))
     random = np.random.default_rng(0)
     networks = [space.sample(random) for _ in range(NETWORKS)]
+    within = InNetworkModel.fit(_readings(space, networks, latencies_us), latencies_us)
+    predictor = replace(predictor, within=within)
     features = network_features(predictor.sums(networks))
     steps = np.sin(3 * (features[:, 0] - features[:, 0].mean()) / features[:, 0].std())
     correction: Correction = fit_correction(features, 0.1 * steps, 0).correction
     if correction.kind is not ModelKind.TREES:
         raise InputError(f"the invented latencies of {space.name} lead to {correction.kind}")
     return replace(predictor, correction=correction)
+
+
+def _readings(
+    space: SearchSpace, networks: Sequence[Architecture], alone_us: Mapping[Workload, float]
+) -> InNetworkReadings:
+    """Return kernels that take the more in networks the more weights these have."""
+    found = []
+    for one in networks:
+        read_bytes = BYTES_PER_VALUE * space.params(one)
+        calls = {
+            work: alone_us[work] * float(np.log2(read_bytes)) / 20 for work in workloads(space, one)
+        }
+        found.append(NetworkKernels((space.name, one.key), read_bytes, sum(calls.values()), calls))
+    return InNetworkReadings(found, {})
 
 
 def _seconds(work: Callable[[], object], repeats: int) -> float:

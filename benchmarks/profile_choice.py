@@ -37,13 +37,15 @@ from bignas.device_db.files import write_atomically
 from bignas.device_db.store import Store
 from bignas.device_db.workload import Workload
 from bignas.latency.evidence import evidence_hash
+from bignas.latency.in_network_readings import InNetworkReadings, in_network_readings
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import mape
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import DEFAULT_SUBNETS, space_workloads
 from bignas.latency.profile_plan import ProfilePlanner
+from bignas.latency.recording import space_label
 from bignas.latency.subnets import measured_subnets
-from bignas.latency.tuned import kernel_table
+from bignas.latency.tuned import kernel_table, tuned_kernels
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
@@ -65,6 +67,7 @@ class Recorded:
     table: KernelTable
     kernels: tuple[Workload, ...]
     networks: Mapping[Architecture, float]
+    readings: InNetworkReadings
     kernel_seconds: float
     subnet_seconds: float
 
@@ -94,8 +97,12 @@ class Replay:
 
     def error(self, test: Sequence[Architecture]) -> float:
         """Return the mean absolute percentage error on the test subnets, as a fraction."""
+        space, label = self.recorded.space, space_label(self.recorded.space)
         table = KernelTable(self.table, self.recorded.table.device_name, evidence_hash())
-        predictor = LatencyPredictor.fit(self.recorded.space, table, list(self.networks.items()))
+        unknown = {(label, one.key) for one in self.recorded.networks if one not in self.networks}
+        predictor = LatencyPredictor.of_kernels(space, table).corrected(
+            list(self.networks.items()), readings=self.recorded.readings.without(unknown)
+        )
         measured_ms = [self.recorded.networks[one] for one in test]
         return mape(predictor.predict(test).latency_ms, measured_ms)
 
@@ -177,11 +184,14 @@ def load(options: argparse.Namespace) -> Recorded:
     with Store.open() as store:
         table = kernel_table(store, options.device)
         networks = dict(measured_subnets(store, options.device, space, evidence_hash()))
+        tuned = tuned_kernels(store, options.device)
+        readings = in_network_readings(store, options.device, tuned)
     if missing := set(kernels) - table.keys():
         raise InputError(f"{len(missing)} kernels are not measured; run `bignas profile` first")
     if len(networks) < options.test + DEFAULT_SUBNETS:
         raise InputError(f"{len(networks)} measured subnets are too few for --test {options.test}")
-    return Recorded(space, table, kernels, networks, options.kernel_seconds, options.subnet_seconds)
+    seconds = options.kernel_seconds, options.subnet_seconds
+    return Recorded(space, table, kernels, networks, readings, *seconds)
 
 
 def chosen(recorded: Recorded, candidates: Sequence[Architecture]) -> Iterator[Replay]:

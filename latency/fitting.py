@@ -67,10 +67,12 @@ def fit_predictor(
         networks = _means((one, effects.without(one)) for one in readings)
         noise = effects.deviation * MEDIAN_DEVIATION
     changing = math.sqrt(LASTING_SHARE + (1 - LASTING_SHARE) * MEDIAN_DEVIATION**2)
+    # errors of the calibration have some of it already: as much as means of the readings have
+    known = len(networks) / max(1, len(readings))
     return kernels.corrected(
         networks,
         noise=max(noise, kernels.repeatability * changing),
-        own_noise=_own_deviation(readings, effects) * changing,
+        own_noise=_own_deviation(readings, effects) * math.sqrt(max(0.0, changing**2 - known)),
         readings=within,
     )
 
