@@ -11,7 +11,7 @@ Decisions
 - What a kernel deviates by from that is its own: the mean of its readings' deviations in networks
   of similar size (Nadaraya, "On estimating regression", Theory of Probability and its Applications
   9, 1964), shrunk towards none, as if there were one more reading that shows none.
-- Readings count as shares of what their network takes (`InNetworkReadings.settled`).
+- Readings count as shares of what their network takes (`InNetworkReadings.scaled_to`).
 - They are asked at a few sizes of networks, between which predictions are interpolated: so sums
   over parts of networks can be computed beforehand (`latency/network_sums.py`).
 """
@@ -84,7 +84,7 @@ class InNetworkModel:
         Fewer than `FEWEST_NETWORKS` teach nothing.
         """
         calls = [
-            (work, math.log2(one.read_bytes), math.log(us / alone_us[work]))
+            (work, math.log2(max(1, one.read_bytes)), math.log(us / alone_us[work]))
             for one in readings.networks
             for work, us in one.latencies_us.items()
             if work in alone_us

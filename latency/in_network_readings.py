@@ -44,7 +44,7 @@ class InNetworkReadings:
     networks: Sequence[NetworkKernels]
     read_bytes: Mapping[Workload, int]  # of weights, in one run
 
-    def settled(self, latencies_us: Mapping[tuple[str, str], float]) -> "InNetworkReadings":
+    def scaled_to(self, latencies_us: Mapping[tuple[str, str], float]) -> "InNetworkReadings":
         """Return them such that a network's calls add up to what it takes, where that is given.
 
         What the process of a reading was off by is taken away with that.

@@ -60,7 +60,7 @@ def fit_networks(
     label = space_label(space)
     names = [(label, one.key) for one in architectures]
     measured_us = (measured_ms * MICROSECONDS_PER_MILLISECOND).tolist()
-    readings = readings.settled(dict(zip(names, measured_us, strict=True)))
+    readings = readings.scaled_to(dict(zip(names, measured_us, strict=True)))
     whole = InNetworkModel.fit(readings, alone_us, seed)
     within_us = sums_with(whole)(architectures).within_us
     probed = [one.network for one in readings.networks]

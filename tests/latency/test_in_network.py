@@ -133,9 +133,9 @@ def test_readings_tell_what_a_network_takes_and_reads(store: Store) -> None:
     assert network.total_us == pytest.approx(10.0)  # 8 and 12
     assert network.latencies_us == {first: pytest.approx(2.5)}
     assert network.read_bytes == 2 * found.read_bytes[first] + found.read_bytes[second]
-    settled = found.settled({network.network: 5.0, (space_label(TINY), "b"): 1.0}).networks[0]
-    assert settled.total_us == pytest.approx(5.0)
-    assert settled.latencies_us == {first: pytest.approx(1.25)}
+    scaled = found.scaled_to({network.network: 5.0, (space_label(TINY), "b"): 1.0}).networks[0]
+    assert scaled.total_us == pytest.approx(5.0)
+    assert scaled.latencies_us == {first: pytest.approx(1.25)}
     assert not found.without({network.network}).networks
     assert found.without(set()).networks == (network,)
 
