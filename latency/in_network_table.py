@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bignas.device_db.store import Store
-from bignas.device_db.workload import BYTES_PER_VALUE, Workload
+from bignas.device_db.workload import Workload
+from bignas.latency.features import weight_bytes
 from bignas.latency.in_network_readings import in_network_readings
 from bignas.latency.tuned import TunedKernel
 
@@ -40,7 +41,7 @@ class InNetworkTable:
 
     def latencies_us(self, kernels: Sequence[Workload]) -> list[float | None]:
         """Return what the kernels of one network take in it; None where there is no reading."""
-        size = sum(self.read_bytes.get(one, BYTES_PER_VALUE * one.weight_count) for one in kernels)
+        size = sum(self.read_bytes.get(one, weight_bytes(one)) for one in kernels)
         return [self._latency_us(one, size) for one in kernels]
 
     def _latency_us(self, kernel: Workload, network_bytes: int) -> float | None:
