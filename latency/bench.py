@@ -20,11 +20,14 @@ from bignas.latency.local import measure
 from bignas.latency.measuring import measure_on
 from bignas.latency.remote_bundle import check_fits
 
-__all__ = ["BENCH_SETTINGS", "MEDIAN_DEVIATION", "PROCESSES", "bench_bundle"]
+__all__ = ["BENCH_DEVIATION", "BENCH_SETTINGS", "MEDIAN_DEVIATION", "PROCESSES", "bench_bundle"]
 
 BENCH_SETTINGS = replace(CAREFUL, rounds=50, sample_us=1000.0)
 PROCESSES = 15  # whose samples are pooled: where its pages lie in the caches is drawn anew in each
 MEDIAN_DEVIATION = math.sqrt(math.pi / 2 / PROCESSES)  # of a median of so many, in single ones
+LASTING_SHARE = 0.5  # of the variance of measurements minutes apart: lasts longer than a bench
+BENCH_DEVIATION = math.sqrt(LASTING_SHARE + (1 - LASTING_SHARE) * MEDIAN_DEVIATION**2)
+"""Of a bench among others minutes apart, in the standard deviations of single processes."""
 
 
 def bench_bundle(

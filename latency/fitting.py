@@ -16,7 +16,7 @@ from statistics import fmean, median
 from bignas.device_db.device import Device
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.store import Store
-from bignas.latency.bench import MEDIAN_DEVIATION
+from bignas.latency.bench import BENCH_DEVIATION, MEDIAN_DEVIATION
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.in_network_readings import in_network_readings
 from bignas.latency.known_tables import known_tables
@@ -31,7 +31,6 @@ from bignas.supernet.space import SearchSpace
 
 __all__ = ["fit_predictor"]
 
-LASTING_SHARE = 0.5  # of the variance of measurements minutes apart: lasts longer than a bench
 EFFECT_PASSES = 2  # more change nothing that fresh networks would show
 
 
@@ -66,13 +65,12 @@ def fit_predictor(
         effects = ProcessEffects.estimate(readings, kernels.held_out_ms(networks, readings=within))
         networks = _means((one, effects.without(one)) for one in readings)
         noise = effects.deviation * MEDIAN_DEVIATION
-    changing = math.sqrt(LASTING_SHARE + (1 - LASTING_SHARE) * MEDIAN_DEVIATION**2)
     # errors of the calibration have some of it already: as much as means of the readings have
-    known = len(networks) / max(1, len(readings))
+    own = max(0.0, BENCH_DEVIATION**2 - len(networks) / max(1, len(readings)))
     return kernels.corrected(
         networks,
-        noise=max(noise, kernels.repeatability * changing),
-        own_noise=_own_deviation(readings, effects) * math.sqrt(max(0.0, changing**2 - known)),
+        noise=max(noise, kernels.repeatability * BENCH_DEVIATION),
+        own_noise=_own_deviation(readings, effects) * math.sqrt(own),
         readings=within,
     )
 

@@ -17,8 +17,10 @@
  *   cpu N | threads N | rounds N | sample_ns N | seed N     (cpu: one line for each allowed core)
  *   cache N                                                 (bytes of the core's own cache)
  *   flush N                                                 (the same to empty it, or 0)
- *   core TOLERANCE NS | memory TOLERANCE NS                 (NS: reference, 0 when there is none; the
- *                                                            core's tolerance is that of a change)
+ *   core TOLERANCE NS FASTER | memory TOLERANCE NS          (NS: reference, 0 when there is none; the
+ *                                                            core's tolerance is that of a change,
+ *                                                            FASTER how many times as fast as its
+ *                                                            reference it may be)
  *   find_ns N                                               (how long to look for a reference)
  *   kernel IN WEIGHTS BIAS OTHER OUT SCRATCH TASKS SYMBOL LIBRARY     (sizes in floats)
  *   anchor ... (as a kernel, of one task)
@@ -110,7 +112,8 @@ enum { ATTEMPTS = 6, LAPS = 5 }; /* at a group in a round; rounds there are at m
 static const double WAIT_NS = 3e9, WAIT_TIMES = 4; /* at most, beside so many times what is undisturbed */
 enum { LINE_FLOATS = 16 };
 
-static const double FARTHEST_CORE = 1.2, BEST = 0.1;
+static const double SLOWEST_CORE = 1.2, BEST = 0.1;
+static double fastest_core = 1.2; /* times as fast as the reference */
 
 struct sentinel {
     double readings[HISTORY], reference, best, tolerance;
@@ -260,10 +263,10 @@ static struct look look(int shares) {
     return seen;
 }
 
-/* The factor between a reading of the core and its reference, 1 or more. */
+/* How far the core is from its reference (1: just near enough to be measured at it). */
 static double core_distance(double reading) {
-    double reference = sentinels[CORE].reference;
-    return larger(reading / reference, reference / reading);
+    double slower = reading / sentinels[CORE].reference;
+    return larger(slower / SLOWEST_CORE, 1 / (slower * fastest_core));
 }
 
 /* How far a group between two looks is from what is tolerated (1: just tolerated). */
@@ -271,7 +274,7 @@ static double disturbance(struct look before, struct look after, int shares) {
     const struct sentinel *core = &sentinels[CORE], *memory = &sentinels[MEMORY];
     double change = larger(before.core / after.core, after.core / before.core);
     double distance = core_distance(larger(before.core, after.core));
-    double worst = larger(change / (1 + core->tolerance), distance / FARTHEST_CORE);
+    double worst = larger(change / (1 + core->tolerance), distance);
     if (!shares) return worst;
     double best = memory->best;
     if (memory->reference > 0 && memory->reference < best) best = memory->reference;
@@ -633,7 +636,8 @@ int main(void) {
         else if (!strcmp(word, "sample_ns")) sscanf(line, "%*s %lf", &sample_ns);
         else if (!strcmp(word, "find_ns")) sscanf(line, "%*s %lf", &find_ns);
         else if (!strcmp(word, "core"))
-            sscanf(line, "%*s %lf %lf", &sentinels[CORE].tolerance, &sentinels[CORE].reference);
+            sscanf(line, "%*s %lf %lf %lf", &sentinels[CORE].tolerance, &sentinels[CORE].reference,
+                   &fastest_core);
         else if (!strcmp(word, "memory"))
             sscanf(line, "%*s %lf %lf", &sentinels[MEMORY].tolerance, &sentinels[MEMORY].reference);
         else if (!strcmp(word, "seed")) sscanf(line, "%*s %d", &seed);
@@ -795,8 +799,8 @@ int main(void) {
     /* the reference is that of all measurements so far: what takes its place is a core that is faster, or
      * one that never came near it, if that lasts (latency/sentinels.py) */
     const struct sentinel *core = &sentinels[CORE];
-    int far = core->reference / core->best > FARTHEST_CORE ||
-              (unsettled == measured && core->best / core->reference > FARTHEST_CORE);
+    int far = core->reference / core->best > fastest_core ||
+              (unsettled == measured && core->best / core->reference > SLOWEST_CORE);
     double core_ns = far ? core->best * stalls : core->reference * (known ? 1 : stalls);
     printf("done %.1f %.1f %ld %ld %ld %ld\n", core_ns, sentinels[MEMORY].best, measured, rejected,
            unsettled, usage.ru_nvcsw + usage.ru_nivcsw);

@@ -47,7 +47,7 @@ def setting_lines(settings: Settings, sentinels: Sentinels, cache_bytes: int) ->
         f"rounds {settings.rounds}",
         f"sample_ns {settings.sample_us * 1e3}",
         f"find_ns {settings.find_seconds * 1e9}",
-        f"core {settings.core_drift} {sentinels.core_ns}",
+        f"core {settings.core_drift} {sentinels.core_ns} {sentinels.fastest_core}",
         f"memory {settings.memory_drift} {sentinels.memory_ns}",
         f"seed {settings.seed}",
     ]

@@ -5,6 +5,11 @@ data have taken its place: from one reading to the next, kernels take much less 
 and small networks touch much less than big ones (docs/decisions.md, "Good readings of the memory
 sentinel"). So good readings are remembered for each company: kernels, or networks of about the same
 size altogether. What the core can do is the same beside all.
+
+What the first processes find of the core may be a neighbour's doing: one that is faster gives the
+reference at once. Once several processes came near it, profiles and budgets are at that reference,
+and a core in a faster state for hours is measured at it, too: networks follow the anchor
+(docs/decisions.md, "The reference of the core stays").
 """
 
 import json
@@ -21,6 +26,9 @@ __all__ = ["BESIDE_KERNELS", "Sentinels", "company_of", "references_of"]
 
 FORGET_SECONDS = 3600.0  # after which a reference that is not reached gives way to a slower one
 MUCH_FASTER = 0.9  # of the reference: no rounding, but what the measuring program found far
+FASTEST_CORE = 1.2  # times as fast as its reference, and measured at it still
+FASTEST_ESTABLISHED = 1.35  # where `ESTABLISHED` processes came near the reference
+ESTABLISHED = 9
 LATEST = 9  # processes whose good readings of the memory count: the best ever may be a rare luck
 
 
@@ -45,40 +53,52 @@ class Sentinels:
 
     The core's is a reference that everything is measured at, the memory's the median of what the
     latest processes found. `reached_at` is when one last came near the core's, in seconds since the
-    epoch.
+    epoch, `processes` how many did.
     """
 
     core_ns: float = 0.0
     memory_ns: float = 0.0
     reached_at: float = 0.0
+    processes: int = 0
+
+    @property
+    def fastest_core(self) -> float:
+        """How many times as fast as its reference a core may be."""
+        return FASTEST_ESTABLISHED if self.processes >= ESTABLISHED else FASTEST_CORE
 
     @classmethod
     def recall(cls, path: Path, company: str) -> "Sentinels":
         """Return what earlier processes found; nothing when the file is missing or damaged."""
-        core_ns, readings_ns, reached_at = _read(path)
-        return cls(core_ns, median(readings_ns.get(company, [0.0])), reached_at)
+        core_ns, readings_ns, reached_at, processes = _read(path)
+        return cls(core_ns, median(readings_ns.get(company, [0.0])), reached_at, processes)
 
     def remember(self, path: Path, company: str, found: "Sentinels", reached: bool) -> None:
         """Add what was found; the core's reference stays unless not `reached` for `FORGET_SECONDS`.
 
         A neighbour makes a core slow for minutes: what is measured meanwhile belongs to the same
-        reference. A core that is much faster gives a new one at once.
+        reference. A core that is faster than `fastest_core` gives a new one at once.
         """
         now = time.time()
-        core_ns, reached_at = found.core_ns, now
-        if self.core_ns and (reached or now - self.reached_at < FORGET_SECONDS):
-            core_ns = found.core_ns if found.core_ns < MUCH_FASTER * self.core_ns else self.core_ns
+        core_ns, reached_at, processes = found.core_ns, now, int(reached)
+        faster = found.core_ns < MUCH_FASTER * self.core_ns
+        if self.core_ns and not faster and (reached or now - self.reached_at < FORGET_SECONDS):
+            core_ns, processes = self.core_ns, self.processes + processes
             reached_at = now if reached else self.reached_at
-        _, readings_ns, _ = _read(path)
+        _, readings_ns, *_ = _read(path)
         if found.memory_ns:
             latest = [*readings_ns.get(company, []), found.memory_ns]
             readings_ns[company] = latest[-LATEST:]
-        content = {"core_ns": core_ns, "memory_ns": readings_ns, "reached_at": reached_at}
+        content = {
+            "core_ns": core_ns,
+            "memory_ns": readings_ns,
+            "reached_at": reached_at,
+            "processes": processes,
+        }
         write_atomically(path, json.dumps(content).encode())
 
 
-def _read(path: Path) -> tuple[float, dict[str, list[float]], float]:
-    """The core's reference, the memory's readings, and when the core was last near its own."""
+def _read(path: Path) -> tuple[float, dict[str, list[float]], float, int]:
+    """The core's reference, the memory's readings, when the core was last near it, how often."""
     try:
         content = json.loads(path.read_bytes())
         readings_ns = {
@@ -86,9 +106,10 @@ def _read(path: Path) -> tuple[float, dict[str, list[float]], float]:
             for company, latest in content["memory_ns"].items()
             if latest
         }
-        return float(content["core_ns"]), readings_ns, float(content["reached_at"])
+        core_ns, reached_at = float(content["core_ns"]), float(content["reached_at"])
+        return core_ns, readings_ns, reached_at, int(content["processes"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return 0.0, {}, 0.0
+        return 0.0, {}, 0.0, 0
 
 
 def references_of(program: Path, settings: Settings) -> Path:

@@ -36,7 +36,7 @@ from bignas.device_db.errors import (
 )
 from bignas.device_db.files import require_writable, write_atomically
 from bignas.device_db.store import Store
-from bignas.latency.bench import MEDIAN_DEVIATION, PROCESSES
+from bignas.latency.bench import BENCH_DEVIATION, MEDIAN_DEVIATION, PROCESSES
 from bignas.latency.metrics import spread
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.recording import Recorder
@@ -77,6 +77,7 @@ REFINEMENTS = 24  # at most, evaluated where finalists leave room; half of them 
 PREDICTED_REFINEMENTS = 8  # where an accuracy predictor chooses them
 REFINEMENT_BATCH = 4  # of them, before it is asked again where there is room
 MEDIANS = math.sqrt(2) * MEDIAN_DEVIATION  # deviation between two medians, in single ones
+BENCHES = math.sqrt(2) * BENCH_DEVIATION  # the same of two that are minutes apart
 HEADROOM = 0.005  # of a budget, at least: on a quiet machine binaries were up to 0.4% slower later
 DEVIATIONS = 2.5  # of the same binary in another process, that are left of a budget
 RENEWALS = 3  # of what is measured, at most, when binaries do not keep the promise
@@ -166,7 +167,7 @@ class _Search:
             CALIBRATION_IMAGES,
         )  # fmt: skip
         lasting = max(site.predictor.repeatability for site in self.sites)
-        self.headroom = max(HEADROOM, DEVIATIONS * MEDIANS * lasting)
+        self.headroom = max(HEADROOM, DEVIATIONS * BENCHES * lasting)
         self.requirements = Requirements(
             self.space, self.sites, config.confidence, config.limits
         ).leaving(self.headroom, config.seed)

@@ -20,7 +20,16 @@ from bignas.latency import protocol
 from bignas.latency.evidence import runtime_version
 from bignas.latency.jobs import Job, KernelJob, NetworkJob, Settings
 from bignas.latency.local import measure, measuring_cores
-from bignas.latency.sentinels import BESIDE_KERNELS, FORGET_SECONDS, LATEST, Sentinels, company_of
+from bignas.latency.sentinels import (
+    BESIDE_KERNELS,
+    ESTABLISHED,
+    FASTEST_CORE,
+    FASTEST_ESTABLISHED,
+    FORGET_SECONDS,
+    LATEST,
+    Sentinels,
+    company_of,
+)
 
 QUICK = Settings(rounds=4, sample_us=20.0, stall_seconds=2.0)
 WORKLOAD = Workload(Operator.SCALE, 4, 4, 16, 16)
@@ -277,14 +286,29 @@ def test_the_core_s_reference_stays_until_it_is_not_reached_for_long(
         return Sentinels.recall(path, BESIDE_KERNELS)
 
     assert Sentinels.recall(path, BESIDE_KERNELS) == Sentinels()
-    assert after(100.0, 900.0, True) == Sentinels(100.0, 900.0, 1000.0)
-    assert after(99.9, 900.0, True) == Sentinels(100.0, 900.0, 1000.0)  # rounded
-    assert after(100.0, 0.0, True) == Sentinels(100.0, 900.0, 1000.0)  # nothing needed the memory
+    assert after(100.0, 900.0, True) == Sentinels(100.0, 900.0, 1000.0, 1)
+    assert after(99.9, 900.0, True) == Sentinels(100.0, 900.0, 1000.0, 2)  # rounded
+    assert after(100.0, 0.0, True) == Sentinels(100.0, 900.0, 1000.0, 3)  # nothing used the memory
     clock[0] += FORGET_SECONDS / 2
-    assert after(170.0, 900.0, False) == Sentinels(100.0, 900.0, 1000.0)  # a neighbour
+    assert after(170.0, 900.0, False) == Sentinels(100.0, 900.0, 1000.0, 3)  # a neighbour
     clock[0] += FORGET_SECONDS
-    assert after(170.0, 900.0, False) == Sentinels(170.0, 900.0, clock[0])  # another clock
-    assert after(100.0, 900.0, True) == Sentinels(100.0, 900.0, clock[0])
+    assert after(170.0, 900.0, False) == Sentinels(170.0, 900.0, clock[0], 0)  # another clock
+    assert after(100.0, 900.0, True) == Sentinels(100.0, 900.0, clock[0], 1)
+
+
+def test_an_established_reference_holds_for_a_faster_core(tmp_path: Path) -> None:
+    path = tmp_path / "sentinels.json"
+    known = Sentinels()
+    bounds = []
+    for _ in range(ESTABLISHED + 1):
+        known.remember(path, BESIDE_KERNELS, Sentinels(100.0, 900.0), reached=True)
+        known = Sentinels.recall(path, BESIDE_KERNELS)
+        bounds.append(known.fastest_core)
+    assert bounds == sorted(bounds)
+    assert bounds[-3] == FASTEST_CORE < bounds[-2] == bounds[-1] == FASTEST_ESTABLISHED
+    known.remember(path, BESIDE_KERNELS, Sentinels(70.0, 900.0), reached=False)  # faster than that
+    assert Sentinels.recall(path, BESIDE_KERNELS).core_ns == 70.0
+    assert Sentinels.recall(path, BESIDE_KERNELS).fastest_core == FASTEST_CORE
 
 
 def test_the_memory_s_reference_is_what_the_latest_processes_found_as_a_rule(
@@ -345,8 +369,9 @@ def test_networks_of_about_the_same_size_are_one_company(tmp_path: Path) -> None
         b"",
         b"[]",
         b"{}",
-        b'{"core_ns": 1, "memory_ns": 1, "reached_at": 1}',
-        b'{"core_ns": null, "memory_ns": {}, "reached_at": 1}',
+        b'{"core_ns": 1, "memory_ns": 1, "reached_at": 1, "processes": 1}',
+        b'{"core_ns": null, "memory_ns": {}, "reached_at": 1, "processes": 1}',
+        b'{"core_ns": 1, "memory_ns": {}, "reached_at": 1}',
     ],
 )
 def test_damaged_references_are_forgotten(tmp_path: Path, content: bytes) -> None:

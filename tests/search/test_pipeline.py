@@ -393,6 +393,16 @@ def test_the_more_processes_differ_the_more_of_a_budget_is_left(
     assert len(candidates) == len(trials)
 
 
+def test_what_binaries_differ_by_minutes_later_is_left_of_a_budget(
+    tmp_path: Path, data: ImageData
+) -> None:
+    """Half of its variance is no less for a median of several processes."""
+    space, lasting = _space(), 0.02
+    predictor = dataclasses.replace(_predictor(space), repeatability=lasting)
+    with _opened_search(space, data, SearchConfig(1.0), tmp_path, predictor) as search:
+        assert search.headroom > pipeline.DEVIATIONS * lasting
+
+
 def test_a_binary_that_misses_the_budget_is_replaced_by_one_that_uses_it(
     tmp_path: Path, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
