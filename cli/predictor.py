@@ -105,7 +105,8 @@ def evaluate(output: Output, space: str, device_name: str, subnets: int, seed: i
                 "interval holds": f"{percent(result.coverage)}, meant {percent(result.confidence)}",
                 "repeatability": percent(result.repeatability),
                 "drift since the profile": (
-                    f"{percent(min(result.drift))} to {percent(max(result.drift))}, taken into"
+                    f"{percent(min(result.drift))} to {percent(max(result.drift))},"
+                    f" {percent(result.drift_per_doubling)} more for twice the latency, taken into"
                     f" account ({percent(result.unshifted_mape)} mean error without)"
                 ),
                 "kernel sum alone": f"{percent(result.kernel_sum_mape)} mean error",

@@ -4,6 +4,8 @@ A machine is not the one of an hour ago: networks of all sizes take a percent or
 less, which neither the anchor nor the shared cache shows. So subnets of the profile run beside what
 is measured now, other ones in each batch, as each has changes of its own, too.
 
+Big networks change by another share than small ones, as more of what they read comes from the
+shared cache: a slope over log latency, shrunk by as much of its square as chance explains.
 Batches differ by what the machine does meanwhile and by which references they had. How much of it
 is the machine's, the references of one batch tell, which differ by the latter alone: the mean of a
 batch is shrunk towards that of all, as random effects are (Laird and Ware, "Random-effects models
@@ -12,15 +14,33 @@ clinical trials", Controlled Clinical Trials 7, 1986).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bignas.supernet.architecture import Architecture
 
-__all__ = ["drifts", "references"]
+__all__ = ["Drift", "estimate_drift", "references"]
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Drift:
+    """What networks take more than they did, as log(now / then).
+
+    `batches` [batches] is that of a network of `centre` (log of milliseconds) in each batch,
+    `slope` what it grows by with each e-fold of latency.
+    """
+
+    batches: Array
+    slope: float
+    centre: float
+
+    def of(self, batch: NDArray[np.int64], latency_ms: Array) -> Array:
+        """Return that of networks which take so long, by their batches, [n]."""
+        return np.asarray(self.batches[batch] + self.slope * (np.log(latency_ms) - self.centre))
 
 
 def references(
@@ -36,13 +56,34 @@ def references(
     return ascending[batch % step :: step][:count]
 
 
-def drifts(log_ratios: Sequence[Array]) -> Array:
-    """Return what each batch is off by, from log(now / then) of its references; [batches].
+def estimate_drift(then_ms: Sequence[Array], now_ms: Sequence[Array]) -> Drift:
+    """Estimate it from what the references of each batch took then and take now.
 
     Raises ValueError for a batch without references.
     """
-    if any(len(one) == 0 for one in log_ratios):
+    if any(len(one) == 0 for one in then_ms):
         raise ValueError("a batch without references tells no drift")
+    log_ms = [np.log(one) for one in then_ms]
+    log_ratios = [np.log(now / then) for now, then in zip(now_ms, then_ms, strict=True)]
+    slope, centre = _slope(log_ms, log_ratios), float(np.concatenate(log_ms).mean())
+    level = [ratio - slope * (one - centre) for ratio, one in zip(log_ratios, log_ms, strict=True)]
+    return Drift(_of_batches(level), slope, centre)
+
+
+def _slope(log_ms: Sequence[Array], log_ratios: Sequence[Array]) -> float:
+    """Return what log(now / then) grows by with each e-fold of latency, the same in all batches."""
+    x = np.concatenate([one - one.mean() for one in log_ms])
+    y = np.concatenate([one - one.mean() for one in log_ratios])
+    freedom, squares = len(x) - len(log_ms) - 1, float(x @ x)
+    if freedom < 1 or squares <= 0:
+        return 0.0
+    slope = float(x @ y) / squares
+    by_chance = float(((y - slope * x) ** 2).sum()) / freedom / squares
+    return slope * max(0.0, 1 - by_chance / slope**2) if slope else 0.0
+
+
+def _of_batches(log_ratios: Sequence[Array]) -> Array:
+    """Return what each batch is off by, [batches]."""
     means = np.array([one.mean() for one in log_ratios])
     counts = np.array([len(one) for one in log_ratios])
     overall = float(np.average(means, weights=counts))

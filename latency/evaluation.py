@@ -20,7 +20,7 @@ from bignas.device_db.measurement import Measurement
 from bignas.device_db.store import Store
 from bignas.latency import metrics
 from bignas.latency.bench import PROCESSES
-from bignas.latency.drift import drifts, references
+from bignas.latency.drift import Drift, estimate_drift, references
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.recording import Recorder
@@ -42,8 +42,11 @@ class PredictorEvaluation:
     """Errors as fractions; `repeatability` is the mean difference of a binary in two processes.
 
     What was measured is the median over `PROCESSES` processes, as that of a delivered binary.
-    `predicted_ms` and all errors are of predictions shifted by the `drift` since the profile;
-    `unshifted_mape` and `unshifted_coverage` are of those before.
+    `predicted_ms` and all errors are of predictions shifted by the drift since the profile;
+    `unshifted_mape` and `unshifted_coverage` are of those before. `drift` is that of networks of
+    about the average size in each batch, `drift_per_doubling` what is added to it for networks
+    that take twice as long; it follows from `references_ms`, what subnets of the profile took then
+    and now.
 
     `coverage` is the share of measured latencies inside the interval, `confidence` the wanted one;
     `kernel_sum_mape` is the error of the plain sum of the kernel table without any correction.
@@ -59,6 +62,8 @@ class PredictorEvaluation:
     repeatability: float
     kernel_sum_mape: float
     drift: tuple[float, ...]  # of each batch, a fraction
+    drift_per_doubling: float
+    references_ms: tuple[tuple[float, float], ...]
     unshifted_mape: float
     unshifted_coverage: float
     measured_ms: tuple[float, ...]
@@ -93,7 +98,8 @@ def evaluate_predictor(
     batches = [fresh[start : start + BATCH] for start in range(0, len(fresh), BATCH)]
     recorder = Recorder(device.name)
     processes_ms: list[Array] = []
-    log_ratios: list[Array] = []
+    then_ms: list[Array] = []
+    now_ms: list[Array] = []
     for number, batch in enumerate(batches):
         known = references(profiled, REFERENCES, number)
         chosen = [*batch, *(architecture for architecture, _ in known)]
@@ -107,31 +113,33 @@ def evaluate_predictor(
         latency_ms = np.array([_latency_ms(one) for one in records])
         latency_ms = latency_ms.reshape(PROCESSES, len(chosen))
         processes_ms.append(latency_ms[:, : len(batch)])
-        now_ms = np.median(latency_ms[:, len(batch) :], axis=0)
-        log_ratios.append(np.log(now_ms / [then_ms for _, then_ms in known]))
+        then_ms.append(np.array([one for _, one in known]))
+        now_ms.append(np.median(latency_ms[:, len(batch) :], axis=0))
         if progress is not None:
             progress(sum(map(len, batches[: number + 1])), len(fresh))
     processes = np.concatenate(processes_ms, axis=1)
-    shifts = drifts(log_ratios) if profiled else np.zeros(len(batches))
-    shifted = [predictor.shifted(float(one)) if profiled else predictor for one in shifts]
-    found = [one.predict(batch) for one, batch in zip(shifted, batches, strict=True)]
-    measured, plain = np.median(processes, axis=0), predictor.predict(fresh)
-    predicted = np.concatenate([one.latency_ms for one in found])
+    drift, settled = Drift(np.zeros(len(batches)), 0.0, 0.0), predictor
+    if profiled:
+        drift, settled = estimate_drift(then_ms, now_ms), predictor.shifted(0.0)
+    measured = np.median(processes, axis=0)
+    plain, found = predictor.predict(fresh), settled.predict(fresh)
+    factor = np.exp(drift.of(np.arange(len(fresh)) // BATCH, found.latency_ms))
+    predicted = found.latency_ms * factor
     return PredictorEvaluation(
         mape=metrics.mape(predicted, measured),
         within_5=metrics.within(predicted, measured, 0.05),
         within_10=metrics.within(predicted, measured, 0.10),
         spearman=metrics.spearman(predicted, measured),
-        coverage=metrics.coverage(
-            np.concatenate([one.low_ms for one in found]),
-            np.concatenate([one.high_ms for one in found]),
-            measured,
-        ),
+        coverage=metrics.coverage(found.low_ms * factor, found.high_ms * factor, measured),
         confidence=predictor.confidence,
         n=len(fresh),
         repeatability=float(np.mean(np.abs(processes[1] - processes[0]) / processes[0])),
         kernel_sum_mape=metrics.mape(predictor.kernel_sums_ms(fresh), measured),
-        drift=tuple(np.expm1(shifts).tolist()),
+        drift=tuple(np.expm1(drift.batches).tolist()),
+        drift_per_doubling=float(np.expm1(drift.slope * np.log(2))),
+        references_ms=tuple(
+            zip(np.concatenate(then_ms).tolist(), np.concatenate(now_ms).tolist(), strict=True)
+        ),
         unshifted_mape=metrics.mape(plain.latency_ms, measured),
         unshifted_coverage=metrics.coverage(plain.low_ms, plain.high_ms, measured),
         measured_ms=tuple(measured.tolist()),

@@ -24,7 +24,7 @@ from bignas.latency.metrics import agreeing_mean, deviation
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.process_effects import NetworkReading, ProcessEffects
 from bignas.latency.profile import space_workloads
-from bignas.latency.subnets import by_network, lasting_spread, subnet_readings
+from bignas.latency.subnets import by_network, repeatability, subnet_readings
 from bignas.latency.tuned import kernel_table, tuned_kernels
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
@@ -55,7 +55,7 @@ def fit_predictor(
         LatencyPredictor.of_kernels(
             space, table, confidence, sources=() if complete else known_tables(store, device)
         ),
-        repeatability=lasting_spread(store, device.name, space, evidence_hash()),
+        repeatability=repeatability(store, device.name, space, evidence_hash()),
     )
     within = in_network_readings(store, device.name, tuned_kernels(store, device.name))
     readings = subnet_readings(store, device.name, space, evidence_hash())
@@ -69,7 +69,7 @@ def fit_predictor(
     own = max(0.0, BENCH_DEVIATION**2 - len(networks) / max(1, len(readings)))
     return kernels.corrected(
         networks,
-        noise=max(noise, kernels.repeatability * BENCH_DEVIATION),
+        noise=max(noise, kernels.repeatability.deviation * BENCH_DEVIATION),
         own_noise=_own_deviation(readings, effects) * math.sqrt(own),
         readings=within,
     )

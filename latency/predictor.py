@@ -36,6 +36,7 @@ from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kerne
 from bignas.latency.network_fit import MICROSECONDS_PER_MILLISECOND, NetworkFit, fit_networks
 from bignas.latency.network_sums import NetworkSums, SpaceSums, network_features
 from bignas.latency.regression import Correction, ModelKind
+from bignas.latency.repeatability import Repeatability
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 
@@ -44,7 +45,7 @@ __all__ = ["KernelLatency", "LatencyPredictor", "Predictions"]
 Array = NDArray[np.float64]
 
 FORMAT = "bignas-latency-predictor"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ class LatencyPredictor:
     interval: Interval  # also of what changes until a binary is measured
     confidence: float  # share of networks that the intervals are to cover
     networks: int  # measured networks it was fitted to
-    repeatability: float = 0.0  # relative deviation of a binary measured again; 0: unknown
+    repeatability: Repeatability = field(default_factory=Repeatability)
     within: InNetworkModel = field(default_factory=InNetworkModel)  # what kernels take there
     settled: Interval | None = None  # where the machine's drift is known; None: as `interval`
     _sums: SpaceSums = field(init=False, repr=False, compare=False)
@@ -355,7 +356,7 @@ class LatencyPredictor:
             "settled": None if self.settled is None else asdict(self.settled),
             "confidence": self.confidence,
             "networks": self.networks,
-            "repeatability": self.repeatability,
+            "repeatability": asdict(self.repeatability),
         }
         document = {
             "format": FORMAT,
@@ -409,7 +410,7 @@ class LatencyPredictor:
             settled=None if settled is None else Interval.from_dict(settled),
             confidence=float(content["confidence"]),
             networks=int(content["networks"]),
-            repeatability=float(content.get("repeatability", 0.0)),
+            repeatability=Repeatability.from_dict(content["repeatability"]),
             within=InNetworkModel.from_dict(content["within"]),
         )
 

@@ -255,11 +255,12 @@ class _Profile:
         )
 
     def _measure_planned(self) -> StopReason:
-        started = False
+        """Measure what is planned; no step that would take longer than is left, as the last one."""
+        started, step_seconds = False, 0.0
         while True:
             with self._turn(self._left_seconds) as held:
-                state = self._look()
-                late = self._left_seconds <= 0 and (started or bool(state.table))
+                begin, state = time.monotonic(), self._look()
+                late = self._left_seconds <= step_seconds and (started or bool(state.table))
                 if self._reached(state):
                     return StopReason.TARGET
                 if late or not held:
@@ -269,7 +270,7 @@ class _Profile:
                     self._take_step(batch, state)
                 elif not self._check(state):
                     return StopReason.COMPLETE
-                started = True
+                started, step_seconds = True, time.monotonic() - begin
 
     def _next_batch(self, state: "_State") -> Batch:
         first = self._first_subnets(state)

@@ -19,18 +19,19 @@ from bignas.latency.anchor import anchored
 from bignas.latency.in_network import ProbedNetwork, in_network_records
 from bignas.latency.jobs import NETWORK_SETTINGS, NetworkJob, Settings, of_processes
 from bignas.latency.measuring import measure_on
-from bignas.latency.metrics import agreeing_mean, deviation
+from bignas.latency.metrics import agreeing_mean
 from bignas.latency.process_effects import NetworkReading
 from bignas.latency.recording import Recorder, space_label
+from bignas.latency.repeatability import Repeatability
 from bignas.latency.tuned import TunedKernel, fuse_tuned, schedules_of
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 
 __all__ = [
     "by_network",
-    "lasting_spread",
     "measure_subnets",
     "measured_subnets",
+    "repeatability",
     "spread_sample",
     "subnet_measurements",
     "subnet_readings",
@@ -139,25 +140,27 @@ def by_network(
     return found
 
 
-def lasting_spread(store: Store, device: str, space: SearchSpace, code_hash: str) -> float:
+def repeatability(store: Store, device: str, space: SearchSpace, code_hash: str) -> Repeatability:
     """Return by how much the same binary differs when it is measured again minutes later.
 
-    The relative standard deviation of one measurement, from subnets measured twice with this code
-    at least `LASTING_SECONDS` apart; 0 when there are fewer than `LASTING_COUNT` of them. It is
-    estimated by the median difference, as a few measurements are disturbed.
+    From subnets measured twice with this code at least `LASTING_SECONDS` apart; not known when
+    there are fewer than `LASTING_COUNT` of them.
     """
     records = store.network_measurements(device, space=space_label(space), code_hash=code_hash)
     found: dict[str, list[Measurement]] = {}
     for one in sorted((one for one in records if one.ok), key=lambda one: one.created_at):
         found.setdefault(one.architecture or "", []).append(one)
-    differences = [
-        abs(np.log(same[-1].p50_ns / same[0].p50_ns))
+    repeated = [
+        same
         for same in found.values()
         if (same[-1].created_at - same[0].created_at).total_seconds() >= LASTING_SECONDS
     ]
-    if len(differences) < LASTING_COUNT:
-        return 0.0
-    return deviation(differences) / math.sqrt(2)
+    if len(repeated) < LASTING_COUNT:
+        return Repeatability()
+    return Repeatability.of_differences(
+        [math.sqrt(same[0].p50_ns * same[-1].p50_ns) / 1e6 for same in repeated],
+        [math.log(same[-1].p50_ns / same[0].p50_ns) for same in repeated],
+    )
 
 
 def architecture_of(measurement: Measurement) -> Architecture:

@@ -77,7 +77,7 @@ REFINEMENTS = 24  # at most, evaluated where finalists leave room; half of them 
 PREDICTED_REFINEMENTS = 8  # where an accuracy predictor chooses them
 REFINEMENT_BATCH = 4  # of them, before it is asked again where there is room
 MEDIANS = math.sqrt(2) * MEDIAN_DEVIATION  # deviation between two medians, in single ones
-BENCHES = math.sqrt(2) * BENCH_DEVIATION  # the same of two that are minutes apart
+BENCHES = math.sqrt(1 + 1 / 2) * BENCH_DEVIATION  # of one minutes later, from the mean of two
 HEADROOM = 0.005  # of a budget, at least: on a quiet machine binaries were up to 0.4% slower later
 DEVIATIONS = 2.5  # of the same binary in another process, that are left of a budget
 RENEWALS = 3  # of what is measured, at most, when binaries do not keep the promise
@@ -166,7 +166,7 @@ class _Search:
             checkpoint, data, store, SplitName.VALIDATION, config.validation_images,
             CALIBRATION_IMAGES,
         )  # fmt: skip
-        lasting = max(site.predictor.repeatability for site in self.sites)
+        lasting = max(site.predictor.repeatability.at(site.budget_ms) for site in self.sites)
         self.headroom = max(HEADROOM, DEVIATIONS * BENCHES * lasting)
         self.requirements = Requirements(
             self.space, self.sites, config.confidence, config.limits

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bignas.latency.drift import drifts, references
+from bignas.latency.drift import Drift, estimate_drift, references
 from tests.latency.synthetic import draw, make_space
 
 PROFILED = [(one, 1.0 + place) for place, one in enumerate(draw(make_space(), 40, 0))]
@@ -14,6 +14,14 @@ def ratios(
 ) -> list[np.ndarray]:
     random = np.random.default_rng(seed)
     return [one + random.normal(0, deviation, count) for one in of_batches]
+
+
+def drifts(log_ratios: list[np.ndarray]) -> np.ndarray:
+    """Of the batches, for references of all batches that take equally long."""
+    then_ms = [np.full(len(one), 2.0) for one in log_ratios]
+    found = estimate_drift(then_ms, [2.0 * np.exp(one) for one in log_ratios])
+    assert found.slope == 0.0
+    return found.of(np.arange(len(log_ratios)), np.full(len(log_ratios), 7.0))
 
 
 def test_what_all_references_show_is_the_drift() -> None:
@@ -45,6 +53,35 @@ def test_batches_of_exact_references_keep_theirs() -> None:
 def test_a_batch_without_references_is_refused() -> None:
     with pytest.raises(ValueError, match="no drift"):
         drifts([np.zeros(3), np.zeros(0)])
+
+
+LATENCIES_MS = [np.array([0.1, 0.2, 0.4, 0.8, 1.6]) * (1 + 0.1 * batch) for batch in range(6)]
+
+
+def sloped(slope: float, deviation: float, seed: int) -> Drift:
+    """What is found where networks of 1 ms drift by 1%, and others by more."""
+    random = np.random.default_rng(seed)
+    ratios = [
+        0.01 + slope * np.log(one) + random.normal(0, deviation, len(one)) for one in LATENCIES_MS
+    ]
+    now_ms = [one * np.exp(ratio) for one, ratio in zip(LATENCIES_MS, ratios, strict=True)]
+    return estimate_drift(LATENCIES_MS, now_ms)
+
+
+def test_networks_of_other_sizes_drift_by_other_shares() -> None:
+    wanted = 0.01 + 0.02 * np.log([0.05, 1.0, 3.0])
+    batch = np.array([0, 3, 5])
+    exact = sloped(0.02, 0.0, 0).of(batch, np.array([0.05, 1.0, 3.0]))
+    assert exact == pytest.approx(wanted)
+    noisy = sloped(0.02, 0.005, 0).of(batch, np.array([0.05, 1.0, 3.0]))
+    assert noisy == pytest.approx(wanted, abs=0.01)
+
+
+def test_a_slope_that_chance_explains_is_hardly_one() -> None:
+    """Without shrinking its mean size would be that of its standard error, 0.002."""
+    slopes = [abs(sloped(0.0, 0.01, seed).slope) for seed in range(200)]
+    assert np.mean(slopes) < 0.001
+    assert np.mean(np.equal(slopes, 0.0)) > 0.5
 
 
 def test_references_are_spread_and_batches_share_none() -> None:

@@ -289,7 +289,7 @@ def damaged_files(data: bytes) -> dict[str, bytes]:
         "binary": bytes(range(256)),
         "other JSON": b"[1, 2]",
         "other format": json.dumps({**document, "format": "else"}).encode(),
-        "newer": json.dumps({**document, "version": 3}).encode(),
+        "newer": json.dumps({**document, "version": document["version"] + 1}).encode(),
         "no content": json.dumps({**document, "content": None}).encode(),
         "changed": json.dumps({**document, "content": {**content, "confidence": 0.5}}).encode(),
     }

@@ -18,11 +18,12 @@ from bignas.latency.evidence import evidence_hash
 from bignas.latency.in_network_table import in_network_table
 from bignas.latency.jobs import Settings
 from bignas.latency.recording import Recorder, space_label
+from bignas.latency.repeatability import Repeatability
 from bignas.latency.subnets import (
     architecture_of,
-    lasting_spread,
     measure_subnets,
     measured_subnets,
+    repeatability,
     spread_sample,
 )
 from bignas.latency.tuned import TunedKernel
@@ -137,16 +138,16 @@ def test_what_differs_minutes_later_is_known(store: Store, deviation: float) -> 
             store.add_measurements([record(architecture, latency_ms, minutes)])
     disturbed = record(TINY.smallest(), 3.0, 9)
     store.add_measurements([disturbed])
-    found = lasting_spread(store, "board", TINY, "code")
-    assert found == pytest.approx(deviation, rel=0.35)
-    assert lasting_spread(store, "board", TINY, "another code") == 0
+    found = repeatability(store, "board", TINY, "code")
+    assert found.at(1.0) == pytest.approx(deviation, rel=0.35)
+    assert repeatability(store, "board", TINY, "another code") == Repeatability()
 
 
 def test_measurements_at_the_same_time_do_not_tell_what_lasts(store: Store) -> None:
     store.add_device(replace(store.device("local"), name="board"))
     for number, architecture in enumerate(spread_sample(TINY, 40, np.random.default_rng(0))):
         store.add_measurements([record(architecture, 1.0 + number, again) for again in (0, 0.5)])
-    assert lasting_spread(store, "board", TINY, "code") == 0
+    assert repeatability(store, "board", TINY, "code") == Repeatability()
 
 
 def test_a_kernel_without_a_schedule_is_an_error(device: Device, cache: ObjectCache) -> None:

@@ -23,6 +23,7 @@ from bignas.latency.interval import Interval
 from bignas.latency.kernel_model import KernelTable
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import profile_space, space_workloads
+from bignas.latency.repeatability import Repeatability
 from bignas.search import pipeline
 from bignas.search import strategy as registry
 from bignas.search.context import SearchContext, SearchProgress
@@ -396,11 +397,16 @@ def test_the_more_processes_differ_the_more_of_a_budget_is_left(
 def test_what_binaries_differ_by_minutes_later_is_left_of_a_budget(
     tmp_path: Path, data: ImageData
 ) -> None:
-    """Half of its variance is no less for a median of several processes."""
-    space, lasting = _space(), 0.02
+    """Half of its variance is no less for a median of processes; big networks differ by more."""
+    space, lasting = _space(), Repeatability(0.02, exponent=0.5, typical_ms=1.0, longest_ms=9.0)
     predictor = dataclasses.replace(_predictor(space), repeatability=lasting)
-    with _opened_search(space, data, SearchConfig(1.0), tmp_path, predictor) as search:
-        assert search.headroom > pipeline.DEVIATIONS * lasting
+    left = []
+    for number, budget_ms in enumerate([1.0, 4.0]):
+        config, out = SearchConfig(budget_ms), tmp_path / str(number)
+        with _opened_search(space, data, config, out, predictor) as search:
+            left.append(search.headroom)
+    assert left[1] == pytest.approx(2 * left[0])
+    assert left[0] > 0.8 * pipeline.DEVIATIONS * lasting.deviation
 
 
 def test_a_binary_that_misses_the_budget_is_replaced_by_one_that_uses_it(
