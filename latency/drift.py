@@ -10,7 +10,8 @@ Batches differ by what the machine does meanwhile and by which references they h
 is the machine's, the references of one batch tell, which differ by the latter alone: the mean of a
 batch is shrunk towards that of all, as random effects are (Laird and Ware, "Random-effects models
 for longitudinal data", Biometrics 38, 1982; moments as in DerSimonian and Laird, "Meta-analysis in
-clinical trials", Controlled Clinical Trials 7, 1986).
+clinical trials", Controlled Clinical Trials 7, 1986). What a few references tell is not exact, and
+wrong for all fresh networks alike: how far it may be off follows from what they differ by.
 """
 
 from collections.abc import Sequence
@@ -31,16 +32,28 @@ class Drift:
     """What networks take more than they did, as log(now / then).
 
     `batches` [batches] is that of a network of `centre` (log of milliseconds) in each batch,
-    `slope` what it grows by with each e-fold of latency.
+    `slope` what it grows by with each e-fold of latency; the variances are those of their errors.
     """
 
     batches: Array
     slope: float
     centre: float
+    batch_variances: Array
+    slope_variance: float
+
+    @classmethod
+    def none(cls, batches: int) -> "Drift":
+        """Return that of a machine which is as it was."""
+        return cls(np.zeros(batches), 0.0, 0.0, np.zeros(batches), 0.0)
 
     def of(self, batch: NDArray[np.int64], latency_ms: Array) -> Array:
         """Return that of networks which take so long, by their batches, [n]."""
         return np.asarray(self.batches[batch] + self.slope * (np.log(latency_ms) - self.centre))
+
+    def deviation(self, batch: NDArray[np.int64], latency_ms: Array) -> Array:
+        """Return the standard deviation of the error of `of`, [n]."""
+        distance = np.log(latency_ms) - self.centre
+        return np.sqrt(self.batch_variances[batch] + self.slope_variance * distance**2)
 
 
 def references(
@@ -65,32 +78,41 @@ def estimate_drift(then_ms: Sequence[Array], now_ms: Sequence[Array]) -> Drift:
         raise ValueError("a batch without references tells no drift")
     log_ms = [np.log(one) for one in then_ms]
     log_ratios = [np.log(now / then) for now, then in zip(now_ms, then_ms, strict=True)]
-    slope, centre = _slope(log_ms, log_ratios), float(np.concatenate(log_ms).mean())
+    slope, slope_variance = _slope(log_ms, log_ratios)
+    centre = float(np.concatenate(log_ms).mean())
     level = [ratio - slope * (one - centre) for ratio, one in zip(log_ratios, log_ms, strict=True)]
-    return Drift(_of_batches(level), slope, centre)
+    batches, variances = _of_batches(level)
+    return Drift(batches, slope, centre, variances, slope_variance)
 
 
-def _slope(log_ms: Sequence[Array], log_ratios: Sequence[Array]) -> float:
-    """Return what log(now / then) grows by with each e-fold of latency, the same in all batches."""
+def _slope(log_ms: Sequence[Array], log_ratios: Sequence[Array]) -> tuple[float, float]:
+    """Return what log(now / then) grows by with each e-fold of latency, the same in all batches.
+
+    And the variance of its error: that of the slope before it is shrunk.
+    """
     x = np.concatenate([one - one.mean() for one in log_ms])
     y = np.concatenate([one - one.mean() for one in log_ratios])
     freedom, squares = len(x) - len(log_ms) - 1, float(x @ x)
     if freedom < 1 or squares <= 0:
-        return 0.0
+        return 0.0, 0.0
     slope = float(x @ y) / squares
     by_chance = float(((y - slope * x) ** 2).sum()) / freedom / squares
-    return slope * max(0.0, 1 - by_chance / slope**2) if slope else 0.0
+    return slope * max(0.0, 1 - by_chance / slope**2) if slope else 0.0, by_chance
 
 
-def _of_batches(log_ratios: Sequence[Array]) -> Array:
-    """Return what each batch is off by, [batches]."""
+def _of_batches(log_ratios: Sequence[Array]) -> tuple[Array, Array]:
+    """Return what each batch is off by, [batches], and the variances of the errors of that."""
     means = np.array([one.mean() for one in log_ratios])
     counts = np.array([len(one) for one in log_ratios])
     overall = float(np.average(means, weights=counts))
     freedom = int(counts.sum()) - len(counts)
-    if len(means) < 2 or freedom < 1:
-        return np.full(len(means), overall)
+    if freedom < 1:
+        return np.full(len(means), overall), np.zeros(len(means))
     rest = sum(float(((one - one.mean()) ** 2).sum()) for one in log_ratios) / freedom
     of_means = rest / counts
+    if len(means) < 2:
+        return means, of_means
     of_batches = max(0.0, float(np.var(means, ddof=1) - of_means.mean()))
-    return overall + (means - overall) * of_batches / np.maximum(of_batches + of_means, 1e-300)
+    kept = of_batches / np.maximum(of_batches + of_means, 1e-300)
+    of_overall = of_batches / len(means) + rest / counts.sum()
+    return overall + (means - overall) * kept, kept * of_means + (1 - kept) ** 2 * of_overall

@@ -2,7 +2,8 @@
 
 Predictions are for the machine as it was when it was profiled. What it has changed by since, some
 subnets of the profile tell, which are measured again beside the fresh ones (`latency/drift.py`):
-predictions are shifted by that, as those of a search are by the networks that it has measured.
+predictions are shifted by that, as those of a search are by the networks that it has measured, and
+their intervals are wider by how far that may be off.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri  # the normal quantile; scipy.stats takes seconds to import
 
 from bignas.compile.objects import ObjectCache
 from bignas.compile.workload import workloads
@@ -118,19 +120,25 @@ def evaluate_predictor(
         if progress is not None:
             progress(sum(map(len, batches[: number + 1])), len(fresh))
     processes = np.concatenate(processes_ms, axis=1)
-    drift, settled = Drift(np.zeros(len(batches)), 0.0, 0.0), predictor
+    drift, settled = Drift.none(len(batches)), predictor
     if profiled:
         drift, settled = estimate_drift(then_ms, now_ms), predictor.shifted(0.0)
     measured = np.median(processes, axis=0)
     plain, found = predictor.predict(fresh), settled.predict(fresh)
-    factor = np.exp(drift.of(np.arange(len(fresh)) // BATCH, found.latency_ms))
-    predicted = found.latency_ms * factor
+    numbers = np.arange(len(fresh)) // BATCH
+    predicted = found.latency_ms * np.exp(drift.of(numbers, found.latency_ms))
+    widths = np.exp(
+        np.hypot(
+            np.log(found.high_ms / found.latency_ms),
+            ndtri((1 + predictor.confidence) / 2) * drift.deviation(numbers, found.latency_ms),
+        )
+    )
     return PredictorEvaluation(
         mape=metrics.mape(predicted, measured),
         within_5=metrics.within(predicted, measured, 0.05),
         within_10=metrics.within(predicted, measured, 0.10),
         spearman=metrics.spearman(predicted, measured),
-        coverage=metrics.coverage(found.low_ms * factor, found.high_ms * factor, measured),
+        coverage=metrics.coverage(predicted / widths, predicted * widths, measured),
         confidence=predictor.confidence,
         n=len(fresh),
         repeatability=float(np.mean(np.abs(processes[1] - processes[0]) / processes[0])),

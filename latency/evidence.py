@@ -5,7 +5,7 @@ import platform
 
 from bignas.compile.kernel_identity import code_hash
 
-__all__ = ["evidence_hash", "runtime_version"]
+__all__ = ["PROTOCOL", "evidence_hash", "runtime_version"]
 
 PROTOCOL = 9  # of measuring: latencies by another one are no evidence beside those by this one
 

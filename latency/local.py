@@ -9,7 +9,7 @@ import psutil
 
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.measurement import Environment
-from bignas.device_db.probe import probe_local
+from bignas.device_db.probe import LOCAL, probe_local
 from bignas.latency.harness import build_harness, job_lines, setting_lines
 from bignas.latency.jobs import Job, Progress, Report, Settings
 from bignas.latency.machine import USUAL_CACHE_BYTES, parse_cache_size
@@ -33,9 +33,8 @@ class _LocalProgram:
     """The measuring program on this machine."""
 
     def __init__(self, settings: Settings) -> None:
-        path = build_harness(probe_local().target)
-        self.command = (str(path),)
-        self.references = references_of(path, settings)
+        self.command = (str(build_harness(probe_local().target)),)
+        self.references = references_of(LOCAL, settings)
         self.patience_seconds = settings.stall_seconds
         self._threads = settings.threads
         self._before = _steal()

@@ -301,10 +301,7 @@ class _RemoteProgram:
 
     def __init__(self, device: Device, files: Mapping[str, Path], settings: Settings) -> None:
         self.command = _CLIENT_COMMAND
-        program = files[HARNESS]
-        self.references = references_of(
-            program.with_name(f"{program.name}-{device.name}"), settings
-        )
+        self.references = references_of(device.name, settings)
         self.patience_seconds = settings.stall_seconds + PATIENCE_SECONDS
         self._device = device
         self._files = files

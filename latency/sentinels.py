@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from bignas.device_db.files import write_atomically
+from bignas.device_db.files import cache_folder, write_atomically
+from bignas.latency.evidence import PROTOCOL
 from bignas.latency.jobs import Job, NetworkJob, Settings
 
 __all__ = ["BESIDE_KERNELS", "Sentinels", "company_of", "references_of"]
@@ -112,7 +113,11 @@ def _read(path: Path) -> tuple[float, dict[str, list[float]], float, int]:
         return 0.0, {}, 0.0, 0
 
 
-def references_of(program: Path, settings: Settings) -> Path:
-    """Return the file that remembers what the sentinels can do beside jobs of such settings."""
+def references_of(machine: str, settings: Settings) -> Path:
+    """Return the file that remembers what the sentinels can do on a machine beside such jobs.
+
+    What they read depends on the anchor and on the protocol, not on the measuring program's code:
+    with a new one, profiles stay at the reference that they were measured at.
+    """
     anchor = "chain" if settings.anchor is None else settings.anchor.library.stem
-    return program.with_name(f"{program.name}.{anchor}.{settings.threads}.json")
+    return cache_folder() / f"sentinels-{PROTOCOL}-{machine}.{anchor}.{settings.threads}.json"

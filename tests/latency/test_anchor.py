@@ -1,6 +1,7 @@
 """The anchor of a target can be measured, and is what samples are given by."""
 
 import json
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import MeasurementError
 from bignas.device_db.files import cache_folder
 from bignas.device_db.presets import PRESETS
-from bignas.device_db.probe import probe_local
+from bignas.device_db.probe import LOCAL, probe_local
+from bignas.device_db.target import Target
 from bignas.device_db.workload import Operator, Workload
+from bignas.latency import local
 from bignas.latency.anchor import anchor_of, anchored
 from bignas.latency.harness import build_harness
 from bignas.latency.jobs import KernelJob, Settings
@@ -48,9 +51,30 @@ def test_the_reference_of_an_anchor_is_remembered(
     assert settings.anchor is not None
     (found,) = measure([settings.anchor], settings).results
     assert len(found.samples_ns) == QUICK.rounds
-    references = references_of(build_harness(device.target), settings)
+    references = references_of(LOCAL, settings)
     assert references.is_relative_to(tmp_path)
     assert json.loads(references.read_text())["core_ns"] > 0
+
+
+def test_a_new_measuring_program_keeps_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was profiled is at that reference, and stays valid when the program changes."""
+    monkeypatch.setenv("BIGNAS_CACHE", str(tmp_path))
+    settings = anchored(QUICK, probe_local().target, 1)
+    assert settings.anchor is not None
+    measure([settings.anchor], settings)
+    known = Sentinels.recall(references_of(LOCAL, settings), BESIDE_KERNELS)
+
+    def built_anew(target: Target) -> Path:
+        program = build_harness(target)
+        return Path(shutil.copy(program, program.with_name("another-program")))
+
+    monkeypatch.setattr(local, "build_harness", built_anew)
+    measure([settings.anchor], settings)
+    found = Sentinels.recall(references_of(LOCAL, settings), BESIDE_KERNELS)
+    assert known.core_ns == found.core_ns > 0
+    assert found.processes > known.processes
 
 
 @pytest.mark.parametrize(
@@ -84,7 +108,7 @@ def test_samples_are_given_at_the_reference(
     path.write_bytes(link_shared_library({"code.c": source.encode()}, (), target))
     waiting = KernelJob(path, "waiting", Workload(Operator.SCALE, 4, 4, 16, 16))
     settings = replace(QUICK, anchor=waiting)
-    references = references_of(build_harness(target), settings)
+    references = references_of(LOCAL, settings)
     known = Sentinels(factor * WAITING_NS, 0.0)
     for _ in range(processes):
         before = Sentinels.recall(references, BESIDE_KERNELS)

@@ -84,6 +84,36 @@ def test_a_slope_that_chance_explains_is_hardly_one() -> None:
     assert np.mean(np.equal(slopes, 0.0)) > 0.5
 
 
+@pytest.mark.parametrize(("of_batches", "slope"), [(0.0, 0.0), (0.0, 0.02), (0.02, 0.02)])
+def test_how_far_a_drift_may_be_off_is_how_far_it_is_off(of_batches: float, slope: float) -> None:
+    """Root mean squares over draws, at both ends and in the middle; 6 batches of 5 references."""
+    log_ms, batch = np.log([0.1, 0.4, 1.6]), np.arange(6)[:, None]
+    errors, deviations = [], []
+    for seed in range(300):
+        random = np.random.default_rng(seed)
+        levels = 0.01 + random.normal(0, of_batches, 6)
+        true = levels[:, None] + slope * log_ms
+        now_ms = [
+            one * np.exp(level + slope * np.log(one) + random.normal(0, 0.01, len(one)))
+            for one, level in zip(LATENCIES_MS, levels, strict=True)
+        ]
+        found = estimate_drift(LATENCIES_MS, now_ms)
+        errors.append(found.of(batch, np.exp(log_ms)) - true)
+        deviations.append(found.deviation(batch, np.exp(log_ms)))
+    off, said = (np.sqrt(np.mean(np.square(one), axis=(0, 1))) for one in (errors, deviations))
+    assert np.all(off < 1.15 * said)
+    assert np.all(said < 1.35 * off)
+
+
+def test_exact_references_leave_nothing_open() -> None:
+    assert sloped(0.02, 0.0, 0).deviation(np.arange(6), np.full(6, 3.0)) == pytest.approx(
+        np.zeros(6), abs=1e-9
+    )
+    none = Drift.none(3)
+    assert none.of(np.arange(3), np.full(3, 2.0)) == pytest.approx(np.zeros(3))
+    assert none.deviation(np.arange(3), np.full(3, 2.0)) == pytest.approx(np.zeros(3))
+
+
 def test_references_are_spread_and_batches_share_none() -> None:
     batches = [references(PROFILED, 5, number) for number in range(8)]
     found = [one for batch in batches for one, _ in batch]

@@ -14,7 +14,7 @@ import pytest
 from bignas.compile.toolchain import link_shared_library
 from bignas.device_db.errors import MeasurementError, ToolchainError
 from bignas.device_db.files import cache_folder
-from bignas.device_db.probe import probe_local
+from bignas.device_db.probe import LOCAL, probe_local
 from bignas.device_db.workload import Operator, Workload
 from bignas.latency import protocol
 from bignas.latency.evidence import runtime_version
@@ -29,6 +29,7 @@ from bignas.latency.sentinels import (
     LATEST,
     Sentinels,
     company_of,
+    references_of,
 )
 
 QUICK = Settings(rounds=4, sample_us=20.0, stall_seconds=2.0)
@@ -249,7 +250,7 @@ def test_an_interruption_ends_the_measuring_process(library: Path) -> None:
 
 def test_the_measuring_program_is_built_once(library: Path) -> None:
     measure(kernels(library, "fast"), QUICK)
-    (program,) = (path for path in cache_folder().glob("harness-*") if path.suffix != ".json")
+    (program,) = cache_folder().glob("harness-*")
     before = program.stat()
     measure(kernels(library, "fast"), QUICK)
     assert program.stat().st_mtime_ns == before.st_mtime_ns
@@ -259,15 +260,14 @@ def test_the_measuring_program_is_built_once(library: Path) -> None:
 def test_the_sentinels_are_not_computed_by_the_compiler(library: Path) -> None:
     """Two thousand dependent multiply-adds, 8,192 cache lines: both take longer than a tick."""
     measure(kernels(library, "fast"), QUICK)
-    (path,) = cache_folder().glob(f"harness-*.chain.{QUICK.threads}.json")
-    readings = json.loads(path.read_text())
+    readings = json.loads(references_of(LOCAL, QUICK).read_text())
     assert readings["core_ns"] > 300
     assert min(readings["memory_ns"][BESIDE_KERNELS]) > 1000
 
 
 def test_jobs_that_cannot_be_loaded_leave_the_references_alone(library: Path) -> None:
     measure(kernels(library, "fast"), QUICK)
-    (path,) = cache_folder().glob(f"harness-*.chain.{QUICK.threads}.json")
+    path = references_of(LOCAL, QUICK)
     before = Sentinels.recall(path, BESIDE_KERNELS)
     measure(kernels(library, "no_such_symbol"), QUICK)
     assert Sentinels.recall(path, BESIDE_KERNELS) == before != Sentinels()
