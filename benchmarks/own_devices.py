@@ -121,12 +121,13 @@ class _Desk:
 
 def measure_devices(options: argparse.Namespace) -> dict[str, Any]:
     """Profile, fit and evaluate on each device; return every figure."""
-    if min(options.subnets, options.minutes) <= 0:
-        raise InputError("--subnets and --minutes must be above 0")
+    if min(options.subnets, options.profiled, options.minutes) <= 0:
+        raise InputError("--subnets, --profiled and --minutes must be above 0")
     variants = parse_variants(options.devices)
     require_writable(options.json)
     require_writable(options.out / "plan.json")
-    asked = {name: getattr(options, name) for name in ("space", "devices", "subnets", "minutes")}
+    names_asked = ("space", "devices", "subnets", "profiled", "minutes")
+    asked = {name: getattr(options, name) for name in names_asked}
     planned(options.out / "plan.json", asked, dict)
     desk = _Desk(options.out)
     return {
@@ -142,7 +143,9 @@ def _row(variant: Variant, options: argparse.Namespace, desk: _Desk) -> dict[str
         desk.step(f"{name} add", *variant.add)
     sittings = desk.sittings(f"{name} profile")
     profile = desk.step(
-        f"{name} profile", "profile", options.space, *on, "--minutes", f"{options.minutes:g}"
+        f"{name} profile",
+        *("profile", options.space, *on, "--minutes", f"{options.minutes:g}"),
+        *("--subnets", str(options.profiled)),
     )
     desk.step(f"{name} fit", "predictor", "fit", options.space, *on)
     found = desk.step(
@@ -170,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="NAME=TARGET:THREADS,...",
     )
     parser.add_argument("--subnets", type=int, default=60, help="fresh ones, on each device")
+    parser.add_argument("--profiled", type=int, default=160, help="subnets of a profile, at most")
     parser.add_argument("--minutes", type=float, default=10.0, help="of each profile, at most")
     parser.add_argument("--out", type=Path, default=Path("runs/own_devices"))
     parser.add_argument("--json", type=Path, required=True)

@@ -1,8 +1,10 @@
-"""How much slower a machine is than it was when it was profiled, by subnets measured again.
+"""How much slower a machine is than predictions say, by subnets of its profile measured again.
 
 A machine is not the one of an hour ago: networks of all sizes take a percent or more longer, or
 less, which neither the anchor nor the shared cache shows. So subnets of the profile run beside what
-is measured now, other ones in each batch, as each has changes of its own, too.
+is measured now, other ones in each batch, as each has changes of its own, too. They are compared
+with what they are predicted, not with what they took: that is what predictions are shifted by, and
+a prediction has less of what single measurements were off by.
 
 Big networks change by another share than small ones, as more of what they read comes from the
 shared cache: a slope over log latency, shrunk by as much of its square as chance explains.
@@ -29,7 +31,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """What networks take more than they did, as log(now / then).
+    """What networks take more than is predicted, as log(now / predicted).
 
     `batches` [batches] is that of a network of `centre` (log of milliseconds) in each batch,
     `slope` what it grows by with each e-fold of latency; the variances are those of their errors.
@@ -58,7 +60,7 @@ class Drift:
 
 def references(
     profiled: Sequence[tuple[Architecture, float]], count: int, batch: int
-) -> list[tuple[Architecture, float]]:
+) -> list[Architecture]:
     """Return references for a batch, spread evenly over the latencies of all that was profiled.
 
     `profiled` are architectures with their milliseconds. Batches share none as long as there are
@@ -66,18 +68,18 @@ def references(
     """
     ascending = sorted(profiled, key=lambda one: one[1])
     step = max(1, len(ascending) // count)
-    return ascending[batch % step :: step][:count]
+    return [architecture for architecture, _ in ascending[batch % step :: step][:count]]
 
 
-def estimate_drift(then_ms: Sequence[Array], now_ms: Sequence[Array]) -> Drift:
-    """Estimate it from what the references of each batch took then and take now.
+def estimate_drift(predicted_ms: Sequence[Array], now_ms: Sequence[Array]) -> Drift:
+    """Estimate it from what the references of each batch are predicted to take, and take now.
 
     Raises ValueError for a batch without references.
     """
-    if any(len(one) == 0 for one in then_ms):
+    if any(len(one) == 0 for one in predicted_ms):
         raise ValueError("a batch without references tells no drift")
-    log_ms = [np.log(one) for one in then_ms]
-    log_ratios = [np.log(now / then) for now, then in zip(now_ms, then_ms, strict=True)]
+    log_ms = [np.log(one) for one in predicted_ms]
+    log_ratios = [np.log(now / one) for now, one in zip(now_ms, predicted_ms, strict=True)]
     slope, slope_variance = _slope(log_ms, log_ratios)
     centre = float(np.concatenate(log_ms).mean())
     level = [ratio - slope * (one - centre) for ratio, one in zip(log_ratios, log_ms, strict=True)]
@@ -86,7 +88,7 @@ def estimate_drift(then_ms: Sequence[Array], now_ms: Sequence[Array]) -> Drift:
 
 
 def _slope(log_ms: Sequence[Array], log_ratios: Sequence[Array]) -> tuple[float, float]:
-    """Return what log(now / then) grows by with each e-fold of latency, the same in all batches.
+    """Return what log(now / predicted) grows by with each e-fold of latency, for all batches.
 
     And the variance of its error: that of the slope before it is shrunk.
     """

@@ -1,6 +1,6 @@
 """How good a latency predictor is, on subnets that are compiled and measured now.
 
-Predictions are for the machine as it was when it was profiled. What it has changed by since, some
+Predictions are for the machine as it was when it was profiled. What they are off by now, some
 subnets of the profile tell, which are measured again beside the fresh ones (`latency/drift.py`):
 predictions are shifted by that, as those of a search are by the networks that it has measured, and
 their intervals are wider by how far that may be off.
@@ -36,7 +36,7 @@ __all__ = ["PredictorEvaluation", "evaluate_predictor"]
 Array = NDArray[np.float64]
 
 BATCH = 10  # fresh subnets measured together: what the machine is off by, they have in common
-REFERENCES = 5  # measured beside each batch
+REFERENCES = 10  # measured beside each batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class PredictorEvaluation:
     `predicted_ms` and all errors are of predictions shifted by the drift since the profile;
     `unshifted_mape` and `unshifted_coverage` are of those before. `drift` is that of networks of
     about the average size in each batch, `drift_per_doubling` what is added to it for networks
-    that take twice as long; it follows from `references_ms`, what subnets of the profile took then
-    and now.
+    that take twice as long; it follows from `references_ms`, what subnets of the profile were
+    predicted to take and what they take now.
 
     `coverage` is the share of measured latencies inside the interval, `confidence` the wanted one;
     `kernel_sum_mape` is the error of the plain sum of the kernel table without any correction.
@@ -100,11 +100,11 @@ def evaluate_predictor(
     batches = [fresh[start : start + BATCH] for start in range(0, len(fresh), BATCH)]
     recorder = Recorder(device.name)
     processes_ms: list[Array] = []
-    then_ms: list[Array] = []
+    expected_ms: list[Array] = []
     now_ms: list[Array] = []
     for number, batch in enumerate(batches):
         known = references(profiled, REFERENCES, number)
-        chosen = [*batch, *(architecture for architecture, _ in known)]
+        chosen = [*batch, *known]
         layers = [workloads(space, architecture) for architecture in chosen]
         kernels = ensure_networks_tuned(
             layers, device, store, cache, weights_bytes=typical_weights_bytes(space)
@@ -115,14 +115,14 @@ def evaluate_predictor(
         latency_ms = np.array([_latency_ms(one) for one in records])
         latency_ms = latency_ms.reshape(PROCESSES, len(chosen))
         processes_ms.append(latency_ms[:, : len(batch)])
-        then_ms.append(np.array([one for _, one in known]))
+        expected_ms.append(predictor.predict(known).latency_ms)
         now_ms.append(np.median(latency_ms[:, len(batch) :], axis=0))
         if progress is not None:
             progress(sum(map(len, batches[: number + 1])), len(fresh))
     processes = np.concatenate(processes_ms, axis=1)
     drift, settled = Drift.none(len(batches)), predictor
     if profiled:
-        drift, settled = estimate_drift(then_ms, now_ms), predictor.shifted(0.0)
+        drift, settled = estimate_drift(expected_ms, now_ms), predictor.shifted(0.0)
     measured = np.median(processes, axis=0)
     plain, found = predictor.predict(fresh), settled.predict(fresh)
     numbers = np.arange(len(fresh)) // BATCH
@@ -146,7 +146,7 @@ def evaluate_predictor(
         drift=tuple(np.expm1(drift.batches).tolist()),
         drift_per_doubling=float(np.expm1(drift.slope * np.log(2))),
         references_ms=tuple(
-            zip(np.concatenate(then_ms).tolist(), np.concatenate(now_ms).tolist(), strict=True)
+            zip(np.concatenate(expected_ms).tolist(), np.concatenate(now_ms).tolist(), strict=True)
         ),
         unshifted_mape=metrics.mape(plain.latency_ms, measured),
         unshifted_coverage=metrics.coverage(plain.low_ms, plain.high_ms, measured),

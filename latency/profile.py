@@ -5,7 +5,9 @@ goes on with what is missing, so an interruption loses at most the batch under w
 
 When everything is there, everything is measured twice more. On a shared machine whole minutes are
 slower than others, and no sentinel sees all of it; where its pages lie in the caches is drawn anew
-for each process. What three measurements do not agree on is measured again, until three do.
+for each process. What three measurements do not agree on is measured again, until three do. Beyond
+the usual number of subnets that comes before further ones: where the time ends with them, few are
+left with one measurement.
 """
 
 import math
@@ -255,22 +257,24 @@ class _Profile:
         )
 
     def _measure_planned(self) -> StopReason:
-        """Measure what is planned; no step that would take longer than is left, as the last one."""
-        started, step_seconds = False, 0.0
+        """Measure what is planned; begin no step that may take longer than is left, as one did."""
+        started, longest_seconds = False, 0.0
         while True:
             with self._turn(self._left_seconds) as held:
                 begin, state = time.monotonic(), self._look()
-                late = self._left_seconds <= step_seconds and (started or bool(state.table))
+                late = self._left_seconds <= longest_seconds and (started or bool(state.table))
                 if self._reached(state):
                     return StopReason.TARGET
                 if late or not held:
                     return StopReason.TIME
                 batch = self._next_batch(state)
-                if batch.kernels or batch.subnets:
+                if batch.kernels or (batch.subnets and len(state.networks) < DEFAULT_SUBNETS):
                     self._take_step(batch, state)
                 elif not self._check(state):
-                    return StopReason.COMPLETE
-                started, step_seconds = True, time.monotonic() - begin
+                    if not batch.subnets:
+                        return StopReason.COMPLETE
+                    self._take_step(batch, state)
+                started, longest_seconds = True, max(longest_seconds, time.monotonic() - begin)
 
     def _next_batch(self, state: "_State") -> Batch:
         first = self._first_subnets(state)

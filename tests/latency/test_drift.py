@@ -18,8 +18,8 @@ def ratios(
 
 def drifts(log_ratios: list[np.ndarray]) -> np.ndarray:
     """Of the batches, for references of all batches that take equally long."""
-    then_ms = [np.full(len(one), 2.0) for one in log_ratios]
-    found = estimate_drift(then_ms, [2.0 * np.exp(one) for one in log_ratios])
+    predicted_ms = [np.full(len(one), 2.0) for one in log_ratios]
+    found = estimate_drift(predicted_ms, [2.0 * np.exp(one) for one in log_ratios])
     assert found.slope == 0.0
     return found.of(np.arange(len(log_ratios)), np.full(len(log_ratios), 7.0))
 
@@ -116,10 +116,11 @@ def test_exact_references_leave_nothing_open() -> None:
 
 def test_references_are_spread_and_batches_share_none() -> None:
     batches = [references(PROFILED, 5, number) for number in range(8)]
-    found = [one for batch in batches for one, _ in batch]
+    found = [one for batch in batches for one in batch]
     assert len(set(found)) == len(found) == 40
+    latency_ms = dict(PROFILED)
     for batch in batches:
-        latencies = [ms for _, ms in batch]
+        latencies = [latency_ms[one] for one in batch]
         assert latencies == sorted(latencies)
         assert latencies[0] <= 8
         assert latencies[-1] >= 33

@@ -69,8 +69,9 @@ def test_predictions_follow_what_the_references_show(
     result, _ = evaluated(store, monkeypatch, lambda batch: (1.05, 1.02, 0.97)[batch])
     assert result.drift == pytest.approx([0.05, 0.02, -0.03], abs=1e-3)
     assert result.drift_per_doubling == pytest.approx(0.0, abs=1e-3)
-    then_ms, now_ms = np.transpose(result.references_ms)
-    assert now_ms / then_ms == pytest.approx(np.repeat([1.05, 1.02, 0.97], REFERENCES), rel=1e-6)
+    expected_ms, now_ms = np.transpose(result.references_ms)
+    drifted = np.repeat([1.05, 1.02, 0.97], REFERENCES)
+    assert now_ms / expected_ms == pytest.approx(drifted, rel=2e-3)
     assert result.mape < 0.005
     assert result.unshifted_mape > 0.025
     assert result.unshifted_coverage < result.coverage

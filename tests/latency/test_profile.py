@@ -109,8 +109,9 @@ def test_no_time_still_gives_kernels_and_subnets_to_start_from(
     assert store.check_integrity() == []
 
     counts = len(store.kernel_measurements(device.name)), len(store.network_measurements("local"))
-    again = profile_space(small, device, store, cache, 10.0, subnets=4)
-    assert again.subnets == 4
+    monkeypatch.setattr("bignas.latency.profile.DEFAULT_SUBNETS", 4)  # the usual number
+    again = profile_space(small, device, store, cache, 10.0, subnets=6)
+    assert again.subnets == 6
     assert again.kernels == again.kernels_of_space
     finals = [
         one.workload
@@ -118,10 +119,14 @@ def test_no_time_still_gives_kernels_and_subnets_to_start_from(
         if len(one.samples_ns) >= FINAL.rounds
     ]
     assert set(Counter(finals).values()) <= OFTEN
-    networks = Counter(one.architecture for one in store.network_measurements(device.name))
+    order = [one.architecture for one in store.network_measurements(device.name)]
+    networks, usual = Counter(order), set(order[: counts[1]])
     assert set(networks.values()) <= OFTEN
-    assert len(networks) == counts[1]
-    third = profile_space(small, device, store, cache, 10.0, subnets=4)
+    assert len(networks) == 6
+    first = next(place for place, one in enumerate(order) if one not in usual)
+    checked = Counter(order[:first])
+    assert min(checked[one] for one in usual) >= min(OFTEN), "further subnets came first"
+    third = profile_space(small, device, store, cache, 10.0, subnets=6)
     assert third.stopped == StopReason.COMPLETE
     measured = len(store.network_measurements(device.name))
     assert measured == networks.total(), "checked again"
