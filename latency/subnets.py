@@ -3,7 +3,8 @@
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,15 @@ from bignas.device_db.store import Store
 from bignas.device_db.workload import BYTES_PER_VALUE, Workload
 from bignas.latency.anchor import anchored
 from bignas.latency.in_network import ProbedNetwork, in_network_records
-from bignas.latency.jobs import NETWORK_SETTINGS, NetworkJob, Settings, of_processes
+from bignas.latency.jobs import (
+    NETWORK_SETTINGS,
+    Job,
+    NetworkJob,
+    Progress,
+    Report,
+    Settings,
+    of_processes,
+)
 from bignas.latency.measuring import measure_on
 from bignas.latency.metrics import agreeing_mean
 from bignas.latency.process_effects import NetworkReading
@@ -50,7 +59,7 @@ def measure_subnets(
     cache: ObjectCache,
     recorder: Recorder,
     settings: Settings = NETWORK_SETTINGS,
-    progress: Callable[[int, int, int], None] | None = None,
+    progress: Progress | None = None,
     processes: int = 1,
     *,
     probed: bool = False,
@@ -59,7 +68,8 @@ def measure_subnets(
 
     With several `processes` all are measured in one after the other: the records of the first one,
     then those of the second. With `probed` the kernels of each are measured where they run too, in
-    a second binary; their records come last.
+    a second binary; their records come last. Each process loads them in a random order of its own
+    (docs/decisions.md, "Networks are loaded in random order").
 
     Raises:
         KeyError: a kernel of a subnet is not tuned.
@@ -82,7 +92,7 @@ def measure_subnets(
             for index, one in enumerate(networks)
         ]
         settings = of_processes(anchored(settings, device.target, device.threads), processes)
-        reports = [measure_on(device, jobs, settings, progress) for _ in range(processes)]
+        reports = [_measure_shuffled(device, jobs, settings, progress) for _ in range(processes)]
     count = len(architectures)
     whole = [
         recorder.network(space, architecture, result, report.environment)
@@ -96,6 +106,20 @@ def measure_subnets(
         for record in in_network_records(network, schedules, result, report.environment, recorder)
     ]
     return whole + kernels_within
+
+
+def _measure_shuffled(
+    device: Device, jobs: Sequence[Job], settings: Settings, progress: Progress | None
+) -> Report:
+    """Measure jobs, listed in random order; return their results in the order that is given.
+
+    Memory that a process gets last is less scattered than what it gets first: what is loaded last
+    has fewer conflicts in a core's own cache.
+    """
+    order = np.random.default_rng().permutation(len(jobs)).tolist()
+    report = measure_on(device, [jobs[place] for place in order], settings, progress)
+    found = dict(zip(order, report.results, strict=True))
+    return replace(report, results=tuple(found[place] for place in range(len(jobs))))
 
 
 def typical_weights_bytes(space: SearchSpace) -> int:

@@ -11,12 +11,13 @@ from bignas.compile.objects import ObjectCache
 from bignas.compile.schedule import candidates
 from bignas.compile.workload import workloads
 from bignas.device_db.device import Device
-from bignas.device_db.measurement import Measurement, Subject
+from bignas.device_db.measurement import Environment, Measurement, Subject
 from bignas.device_db.store import Store
 from bignas.device_db.workload import Workload
+from bignas.latency import subnets
 from bignas.latency.evidence import evidence_hash
 from bignas.latency.in_network_table import in_network_table
-from bignas.latency.jobs import Settings
+from bignas.latency.jobs import NetworkJob, Report, Settings, TimingResult
 from bignas.latency.recording import Recorder, space_label
 from bignas.latency.repeatability import Repeatability
 from bignas.latency.subnets import (
@@ -87,6 +88,32 @@ def test_subnets_are_measured_and_found_again(
     assert found == [(architecture_of(one), one.p50_ns / 1e6) for one in records]
     assert measured_subnets(store, device.name, TINY, "another code") == []
     assert measured_subnets(store, device.name, TINY.with_classes(9), evidence_hash()) == []
+
+
+def test_each_process_loads_networks_in_an_order_of_its_own(
+    device: Device, cache: ObjectCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is loaded last is faster; records are of the networks that they name all the same."""
+    random = np.random.default_rng(3)
+    architectures = list(dict.fromkeys(TINY.sample(random) for _ in range(8)))
+    processes = 6
+    orders: list[list[str]] = []
+
+    def by_name(_: Device, jobs: Sequence[NetworkJob], *__: object) -> Report:
+        names = [one.library.stem for one in jobs]
+        orders.append(names)
+        results = [TimingResult((1e3 + int(one.removeprefix("subnet")),)) for one in names]
+        return Report(tuple(results), 0, 0, Environment(0.0, 0.0, None, 0, (), None))
+
+    monkeypatch.setattr(subnets, "measure_on", by_name)
+    kernels = kernels_of(architectures, device)
+    records = measure_subnets(
+        TINY, architectures, kernels, device, cache, Recorder(device.name), processes=processes
+    )
+    assert [architecture_of(one) for one in records] == architectures * processes
+    assert [one.p50_ns - 1e3 for one in records] == [*range(len(architectures))] * processes
+    assert len({tuple(one) for one in orders}) > 1
+    assert len({tuple(sorted(one)) for one in orders}) == 1
 
 
 def test_kernels_are_measured_where_they_run(
