@@ -3,9 +3,12 @@
 Networks are measured in several processes, each of which is off as a whole: that is taken away
 before anything is learned from them. What a binary is measured at has it still, as far as the
 median of several processes does not take it out, so intervals are widened by it. Where the drift of
-the machine is known, what single networks change by is left of that. Half of what
-measurements minutes apart differ by is taken to last longer than such processes do: a convention,
-with which the intervals of four profiles came nearer to their confidence (docs/decisions.md).
+the machine is known, what single networks change by is left of that.
+
+Half of what measurements minutes apart differ by is taken to last longer than such processes do: a
+convention, with which the intervals of four profiles came nearer to their confidence. Little of
+what single networks differ by lasts, so that a median of many processes has less of it than the few
+measurements that intervals are calibrated on (both in docs/decisions.md).
 """
 
 import math
@@ -31,6 +34,9 @@ from bignas.supernet.space import SearchSpace
 
 __all__ = ["fit_predictor"]
 
+OWN_LASTING_SHARE = 0.1  # of the variance of networks around all that are measured together
+OWN_BENCH_VARIANCE = OWN_LASTING_SHARE + (1 - OWN_LASTING_SHARE) * MEDIAN_DEVIATION**2
+"""Of a bench, in the variances of single processes."""
 EFFECT_PASSES = 2  # more change nothing that fresh networks would show
 
 
@@ -66,11 +72,12 @@ def fit_predictor(
         networks = _means((one, effects.without(one)) for one in readings)
         noise = effects.deviation * MEDIAN_DEVIATION
     # errors of the calibration have some of it already: as much as means of the readings have
-    own = max(0.0, BENCH_DEVIATION**2 - len(networks) / max(1, len(readings)))
+    own = OWN_BENCH_VARIANCE - len(networks) / max(1, len(readings))
+    noise = max(noise, kernels.repeatability.deviation * BENCH_DEVIATION)
     return kernels.corrected(
         networks,
-        noise=max(noise, kernels.repeatability.deviation * BENCH_DEVIATION),
-        own_noise=_own_deviation(readings, effects) * math.sqrt(own),
+        noise_variance=noise**2,
+        own_variance=own * _own_deviation(readings, effects) ** 2,
         readings=within,
     )
 

@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 
 DEFAULT_HALF_WIDTH = math.log(1.25)  # of log latency when no network was measured
 FEWEST_TO_CALIBRATE = 3  # measured networks
+LEAST_VARIANCE = 0.5  # of that of the errors, that is no noise of the networks they are of
 SMALLEST_BASE = 0.002  # errors below 0.2% are luck
 
 
@@ -33,9 +34,7 @@ class Interval:
 
     Two conformal intervals, of which the wider one counts. The first has one width for all: right
     for networks that are no less measured than those of the calibration. The second grows with the
-    estimated share: right for those that are less so. Both are widened by `noise`, the relative
-    standard deviation of what a binary is measured at that the errors of the calibration are
-    without.
+    estimated share: right for those that are less so.
     """
 
     floor: float
@@ -50,13 +49,18 @@ class Interval:
         shares: Array,
         kernel_error: float,
         confidence: float,
-        noise: float = 0.0,
+        noise_variance: float = 0.0,
     ) -> "Interval":
-        """Calibrate on held-out errors of log latency [n] and estimated shares [n]; n may be 0."""
+        """Calibrate on held-out errors of log latency [n] and estimated shares [n]; n may be 0.
+
+        `noise_variance` is how much more variance the logarithm has of what a binary is measured
+        at than that of the networks in the calibration; below 0: less, as theirs are of fewer
+        processes.
+        """
         errors = np.abs(residuals)
         typical = float(np.sqrt(np.mean(errors**2))) if len(errors) else 0.0
         if typical > 0:
-            errors = errors * math.hypot(1, noise / typical)
+            errors = errors * math.sqrt(max(LEAST_VARIANCE, 1 + noise_variance / typical**2))
         if len(errors) < FEWEST_TO_CALIBRATE:
             floor = float(errors.max(initial=DEFAULT_HALF_WIDTH))
             return cls(floor, base=floor, kernel_error=kernel_error, quantile=1.0)

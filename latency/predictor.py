@@ -146,22 +146,22 @@ class LatencyPredictor:
         self,
         networks: Sequence[tuple[Architecture, float]],
         seed: int = 0,
-        noise: float = 0.0,
-        own_noise: float = 0.0,
+        noise_variance: float = 0.0,
+        own_variance: float = 0.0,
         readings: InNetworkReadings | None = None,
     ) -> "LatencyPredictor":
         """Return the same kernels with correction and interval fitted to networks, as in `fit`.
 
-        `noise` is the relative standard deviation of what a binary is measured at that these
-        latencies are without, `own_noise` that part of it which is no drift of the whole machine;
-        `readings` are what kernels took in networks.
+        `noise_variance` is how much more variance the logarithm has of what a binary is measured at
+        than that of these latencies, `own_variance` that part of it which is no drift of the whole
+        machine, below 0 for less; `readings` are what kernels took in networks.
         """
         architectures, _, fit = self._fit(networks, readings, seed)
         interval, settled = (
             Interval.calibrate(
                 fit.residuals, fit.estimated_share, self.kernel_model.error, self.confidence, one
             )
-            for one in (noise, own_noise)
+            for one in (noise_variance, own_variance)
         )
         return replace(
             self,

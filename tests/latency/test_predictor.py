@@ -144,7 +144,7 @@ def test_measured_networks_keep_a_quantile_as_often_as_it_says(level: float) -> 
 def test_what_changes_until_a_binary_is_measured_widens_intervals_until_that_is_known() -> None:
     table, train = make_table(KERNELS), networks(40)
     plain = LatencyPredictor.of_kernels(SPACE, table)
-    steady, changing = plain.corrected(train), plain.corrected(train, noise=0.05)
+    steady, changing = plain.corrected(train), plain.corrected(train, noise_variance=0.05**2)
     assert changing.interval.floor > steady.interval.floor + 0.04
     assert changing.settled == steady.settled == steady.interval
     fresh = list(zip(TEST[:3], TEST_MS[:3], strict=True))
@@ -224,14 +224,22 @@ def test_the_interval_covers_gaussian_errors(count: int) -> None:
     assert 0.87 <= np.mean(covered) <= 0.98
 
 
-def test_the_interval_covers_noise_that_its_errors_are_without() -> None:
+@pytest.mark.parametrize("measured", [0.015, 0.02, 0.035])
+def test_the_interval_covers_errors_with_more_or_less_noise(measured: float) -> None:
     rng = np.random.default_rng(0)
+    more = measured**2 - 0.02**2
     covered = []
     for _ in range(300):
-        interval = Interval.calibrate(rng.normal(0, 0.02, 60), np.zeros(60), 0.1, 0.9, noise=0.03)
+        interval = Interval.calibrate(rng.normal(0, 0.02, 60), np.zeros(60), 0.1, 0.9, more)
         width = float(interval.half_widths(np.zeros(1))[0])
-        covered.append(np.mean(np.abs(rng.normal(0, np.hypot(0.02, 0.03), 50)) <= width))
+        covered.append(np.mean(np.abs(rng.normal(0, measured, 50)) <= width))
     assert 0.87 <= np.mean(covered) <= 0.93
+
+
+def test_noise_explains_a_part_of_the_errors_at_most() -> None:
+    errors = np.random.default_rng(0).normal(0, 0.02, 60)
+    plain, less = (Interval.calibrate(errors, np.zeros(60), 0.1, 0.9, one) for one in (0.0, -1.0))
+    assert 0.5 * plain.floor < less.floor < plain.floor
 
 
 def test_the_interval_follows_errors_that_grow_with_the_estimated_share() -> None:
