@@ -12,6 +12,7 @@ from bignas.device_db.errors import MeasurementError
 from bignas.device_db.measurement import Measurement
 from bignas.device_db.store import Store
 from bignas.latency import evaluation
+from bignas.latency.drift import Drift
 from bignas.latency.evaluation import BATCH, REFERENCES, PredictorEvaluation, evaluate_predictor
 from bignas.latency.fitting import fit_predictor
 from bignas.supernet.architecture import Architecture
@@ -76,6 +77,16 @@ def test_predictions_follow_what_the_references_show(
     assert result.unshifted_mape > 0.025
     assert result.unshifted_coverage < result.coverage
     assert np.mean(np.abs(np.divide(result.predicted_ms, result.measured_ms) - 1)) < 0.005
+
+
+@pytest.mark.parametrize(("deviation", "covered"), [(0.0, 0.0), (0.05, 1.0)])
+def test_intervals_are_wider_by_how_far_the_drift_may_be_off(
+    store: Store, monkeypatch: pytest.MonkeyPatch, deviation: float, covered: float
+) -> None:
+    drift = replace(Drift.none(3), batch_variances=np.full(3, deviation**2))
+    monkeypatch.setattr(evaluation, "estimate_drift", lambda *_: drift)
+    result, _ = evaluated(store, monkeypatch, lambda _: 1.06)
+    assert result.coverage == covered
 
 
 def test_a_subnet_that_cannot_be_measured_ends_it(
