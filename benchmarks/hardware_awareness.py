@@ -235,7 +235,8 @@ def measure_awareness(options: argparse.Namespace) -> dict[str, Any]:
             for rank, budget_ms in zip(options.ranks, plan[device], strict=True)
         ]  # fmt: skip
         space = laboratory.network.space.name
-    return {"arguments": asked, "space": space, **summary(contests), "contests": contests}
+        arguments = {**asked, "data": laboratory.data.name}
+    return {"arguments": arguments, "space": space, **summary(contests), "contests": contests}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

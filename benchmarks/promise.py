@@ -97,8 +97,9 @@ def measure_promise(options: argparse.Namespace) -> dict[str, Any]:
             found.append((options.out / name, document))
         cpus = {name: site.device.cpu_model for name, site in laboratory.sites.items()}
         space = laboratory.network.space.name
+        arguments = {**asked, "data": laboratory.data.name}
     rows = [_row(document, measured_later_ms(out / document["bundle"])) for out, document in found]
-    return {"arguments": asked, "space": space, "cpu": cpus, **summary(rows), "rows": rows}
+    return {"arguments": arguments, "space": space, "cpu": cpus, **summary(rows), "rows": rows}
 
 
 def _row(document: dict[str, Any], later_ms: float) -> dict[str, Any]:

@@ -13,7 +13,8 @@ is the machine's, the references of one batch tell, which differ by the latter a
 batch is shrunk towards that of all, as random effects are (Laird and Ware, "Random-effects models
 for longitudinal data", Biometrics 38, 1982; moments as in DerSimonian and Laird, "Meta-analysis in
 clinical trials", Controlled Clinical Trials 7, 1986). What a few references tell is not exact, and
-wrong for all fresh networks alike: how far it may be off follows from what they differ by.
+wrong for all fresh networks alike: how far it may be off follows from what they differ by. So does
+how far a single network is off at least: predictions were fitted to the references.
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ class Drift:
 
     `batches` [batches] is that of a network of `centre` (log of milliseconds) in each batch,
     `slope` what it grows by with each e-fold of latency; the variances are those of their errors.
+    `scatter` is the standard deviation of single references around it.
     """
 
     batches: Array
@@ -42,11 +44,12 @@ class Drift:
     centre: float
     batch_variances: Array
     slope_variance: float
+    scatter: float
 
     @classmethod
     def none(cls, batches: int) -> "Drift":
         """Return that of a machine which is as it was."""
-        return cls(np.zeros(batches), 0.0, 0.0, np.zeros(batches), 0.0)
+        return cls(np.zeros(batches), 0.0, 0.0, np.zeros(batches), 0.0, 0.0)
 
     def of(self, batch: NDArray[np.int64], latency_ms: Array) -> Array:
         """Return that of networks which take so long, by their batches, [n]."""
@@ -83,8 +86,9 @@ def estimate_drift(predicted_ms: Sequence[Array], now_ms: Sequence[Array]) -> Dr
     slope, slope_variance = _slope(log_ms, log_ratios)
     centre = float(np.concatenate(log_ms).mean())
     level = [ratio - slope * (one - centre) for ratio, one in zip(log_ratios, log_ms, strict=True)]
-    batches, variances = _of_batches(level)
-    return Drift(batches, slope, centre, variances, slope_variance)
+    variance = _within(level)
+    batches, variances = _of_batches(level, variance)
+    return Drift(batches, slope, centre, variances, slope_variance, float(np.sqrt(variance)))
 
 
 def _slope(log_ms: Sequence[Array], log_ratios: Sequence[Array]) -> tuple[float, float]:
@@ -102,19 +106,27 @@ def _slope(log_ms: Sequence[Array], log_ratios: Sequence[Array]) -> tuple[float,
     return slope * max(0.0, 1 - by_chance / slope**2) if slope else 0.0, by_chance
 
 
-def _of_batches(log_ratios: Sequence[Array]) -> tuple[Array, Array]:
-    """Return what each batch is off by, [batches], and the variances of the errors of that."""
+def _within(log_ratios: Sequence[Array]) -> float:
+    """Return the variance of the references of one batch; 0 where none has two."""
+    freedom = sum(map(len, log_ratios)) - len(log_ratios)
+    squares = sum(float(((one - one.mean()) ** 2).sum()) for one in log_ratios)
+    return squares / freedom if freedom else 0.0
+
+
+def _of_batches(log_ratios: Sequence[Array], variance: float) -> tuple[Array, Array]:
+    """Return what each batch is off by, [batches], and the variances of the errors of that.
+
+    `variance` is that of the references of one batch.
+    """
     means = np.array([one.mean() for one in log_ratios])
     counts = np.array([len(one) for one in log_ratios])
     overall = float(np.average(means, weights=counts))
-    freedom = int(counts.sum()) - len(counts)
-    if freedom < 1:
+    if counts.max() < 2:
         return np.full(len(means), overall), np.zeros(len(means))
-    rest = sum(float(((one - one.mean()) ** 2).sum()) for one in log_ratios) / freedom
-    of_means = rest / counts
+    of_means = variance / counts
     if len(means) < 2:
         return means, of_means
     of_batches = max(0.0, float(np.var(means, ddof=1) - of_means.mean()))
     kept = of_batches / np.maximum(of_batches + of_means, 1e-300)
-    of_overall = of_batches / len(means) + rest / counts.sum()
+    of_overall = of_batches / len(means) + variance / counts.sum()
     return overall + (means - overall) * kept, kept * of_means + (1 - kept) ** 2 * of_overall

@@ -3,7 +3,8 @@
 Predictions are for the machine as it was when it was profiled. What they are off by now, some
 subnets of the profile tell, which are measured again beside the fresh ones (`latency/drift.py`):
 predictions are shifted by that, as those of a search are by the networks that it has measured, and
-their intervals are wider by how far that may be off.
+their intervals are wider by how far that may be off. No interval is narrower than one that the same
+share of single references would keep.
 """
 
 from collections.abc import Callable
@@ -127,12 +128,9 @@ def evaluate_predictor(
     plain, found = predictor.predict(fresh), settled.predict(fresh)
     numbers = np.arange(len(fresh)) // BATCH
     predicted = found.latency_ms * np.exp(drift.of(numbers, found.latency_ms))
-    widths = np.exp(
-        np.hypot(
-            np.log(found.high_ms / found.latency_ms),
-            ndtri((1 + predictor.confidence) / 2) * drift.deviation(numbers, found.latency_ms),
-        )
-    )
+    level = ndtri((1 + predictor.confidence) / 2)
+    half_widths = np.maximum(np.log(found.high_ms / found.latency_ms), level * drift.scatter)
+    widths = np.exp(np.hypot(half_widths, level * drift.deviation(numbers, found.latency_ms)))
     return PredictorEvaluation(
         mape=metrics.mape(predicted, measured),
         within_5=metrics.within(predicted, measured, 0.05),

@@ -105,11 +105,18 @@ def test_how_far_a_drift_may_be_off_is_how_far_it_is_off(of_batches: float, slop
     assert np.all(said < 1.35 * off)
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.02])
+def test_the_scatter_is_that_of_single_references(slope: float) -> None:
+    found = [sloped(slope, 0.01, seed).scatter for seed in range(300)]
+    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(0.01, rel=0.05)
+
+
 def test_exact_references_leave_nothing_open() -> None:
-    assert sloped(0.02, 0.0, 0).deviation(np.arange(6), np.full(6, 3.0)) == pytest.approx(
-        np.zeros(6), abs=1e-9
-    )
+    exact = sloped(0.02, 0.0, 0)
+    assert exact.scatter == pytest.approx(0.0, abs=1e-9)
+    assert exact.deviation(np.arange(6), np.full(6, 3.0)) == pytest.approx(np.zeros(6), abs=1e-9)
     none = Drift.none(3)
+    assert none.scatter == 0.0
     assert none.of(np.arange(3), np.full(3, 2.0)) == pytest.approx(np.zeros(3))
     assert none.deviation(np.arange(3), np.full(3, 2.0)) == pytest.approx(np.zeros(3))
 

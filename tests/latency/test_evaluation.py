@@ -89,6 +89,16 @@ def test_intervals_are_wider_by_how_far_the_drift_may_be_off(
     assert result.coverage == covered
 
 
+@pytest.mark.parametrize(("scatter", "covered"), [(0.0, 0.0), (0.03, 0.0), (0.05, 1.0)])
+def test_no_interval_is_narrower_than_what_references_differ_by(
+    store: Store, monkeypatch: pytest.MonkeyPatch, scatter: float, covered: float
+) -> None:
+    drift = replace(Drift.none(3), scatter=scatter)
+    monkeypatch.setattr(evaluation, "estimate_drift", lambda *_: drift)
+    result, _ = evaluated(store, monkeypatch, lambda _: 1.06)
+    assert result.coverage == covered
+
+
 def test_a_subnet_that_cannot_be_measured_ends_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
