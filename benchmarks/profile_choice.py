@@ -14,6 +14,7 @@ choose are compared:
 A subnet can be measured only when its kernels are; those that it lacks are measured with it.
 Seconds of a kernel and of a subnet are those of profiling, building included. Errors are medians
 over seeds. A batch that the last two begin in time counts in full, even where it takes longer.
+Times are those before everything that is chosen of has been measured.
 """
 
 import argparse
@@ -70,6 +71,12 @@ class Recorded:
     readings: InNetworkReadings
     kernel_seconds: float
     subnet_seconds: float
+
+    @property
+    def times(self) -> list[float]:
+        """The seconds that are compared, all less than what a complete profile takes."""
+        whole = self.kernel_seconds * len(self.kernels) + self.subnet_seconds * DEFAULT_SUBNETS
+        return [one for one in SECONDS if one < whole]
 
 
 @dataclass
@@ -128,29 +135,30 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.seeds < 1 or options.test < 1:
         raise InputError("--seeds and --test must be at least 1")
     recorded = load(options)
+    times = recorded.times
     errors: dict[str, list[list[float]]] = {CHOSEN: [], RANDOM: [], FREQUENT: []}
     curves: list[list[tuple[float, float]]] = []
     for seed in range(options.seeds):
         order = np.random.default_rng(seed).permutation(len(recorded.networks))
         subnets = [list(recorded.networks)[index] for index in order]
         test, candidates = subnets[: options.test], subnets[options.test :]
-        curve = [(one.seconds, one.error(test)) for one in chosen(recorded, candidates)]
+        curve = [(one.seconds, one.error(test)) for one in chosen(recorded, candidates, times[-1])]
         curves.append(curve)
-        errors[CHOSEN].append([_at(curve, seconds) for seconds in SECONDS])
+        errors[CHOSEN].append([_at(curve, seconds) for seconds in times])
         errors[RANDOM].append(
-            [random(recorded, candidates, seed, seconds).error(test) for seconds in SECONDS]
+            [random(recorded, candidates, seed, seconds).error(test) for seconds in times]
         )
         errors[FREQUENT].append(
-            [frequent(recorded, candidates, seconds).error(test) for seconds in SECONDS]
+            [frequent(recorded, candidates, seconds).error(test) for seconds in times]
         )
         progress(f"seed {seed}: {[f'{name} {rows[-1][3]:.4f}' for name, rows in errors.items()]}")
     medians = {name: np.median(rows, axis=0).tolist() for name, rows in errors.items()}
     if options.picture is not None:
-        write_atomically(options.picture, draw(medians))
+        write_atomically(options.picture, draw(times, medians))
     shares = {
         name: [
             _time_share(curves, goal, seconds)
-            for goal, seconds in zip(medians[name], SECONDS, strict=True)
+            for goal, seconds in zip(medians[name], times, strict=True)
         ]
         for name in (RANDOM, FREQUENT)
     }
@@ -165,7 +173,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         },
         "kernels": len(recorded.kernels),
         "subnets": len(recorded.networks),
-        "seconds": list(SECONDS),
+        "seconds": times,
         "median_mape": {
             name: [round(one, 5) for one in values] for name, values in medians.items()
         },
@@ -191,14 +199,19 @@ def load(options: argparse.Namespace) -> Recorded:
     if len(networks) < options.test + DEFAULT_SUBNETS:
         raise InputError(f"{len(networks)} measured subnets are too few for --test {options.test}")
     seconds = options.kernel_seconds, options.subnet_seconds
-    return Recorded(space, table, kernels, networks, readings, *seconds)
+    recorded = Recorded(space, table, kernels, networks, readings, *seconds)
+    if not recorded.times:
+        raise InputError(f"the whole profile of {space.name!r} takes less than {SECONDS[0]} s")
+    return recorded
 
 
-def chosen(recorded: Recorded, candidates: Sequence[Architecture]) -> Iterator[Replay]:
-    """Yield the state after each batch that the planner chooses."""
+def chosen(
+    recorded: Recorded, candidates: Sequence[Architecture], seconds: float
+) -> Iterator[Replay]:
+    """Yield the state after each batch that the planner chooses, until so many seconds are over."""
     planner = ProfilePlanner(recorded.space, recorded.kernels, DEFAULT_SUBNETS, candidates)
     replay = Replay(recorded)
-    while replay.seconds < SECONDS[-1]:
+    while replay.seconds < seconds:
         batch = planner.next_batch(replay.table, replay.networks.keys())
         replay.measure(batch.kernels, batch.subnets)
         yield replay
@@ -250,7 +263,8 @@ def _time_share(
 
     Looking at each seed alone would count the chance dips of many looks.
     """
-    for spent in np.arange(STEP_SECONDS, SECONDS[-1] + STEP_SECONDS, STEP_SECONDS).tolist():
+    end = max(one[-1][0] for one in curves) + STEP_SECONDS
+    for spent in np.arange(STEP_SECONDS, end, STEP_SECONDS).tolist():
         if np.median([_at(one, spent) for one in curves]) <= goal and all(
             one[0][0] <= spent for one in curves
         ):
@@ -258,12 +272,12 @@ def _time_share(
     return None
 
 
-def draw(medians: Mapping[str, Sequence[float]]) -> bytes:
+def draw(times: Sequence[float], medians: Mapping[str, Sequence[float]]) -> bytes:
     """Return a PNG picture of the errors against minutes; the same errors give the same bytes."""
     figure = Figure(figsize=(6.0, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    minutes = [seconds / 60 for seconds in SECONDS]
+    minutes = [seconds / 60 for seconds in times]
     for name, values in medians.items():
         percent = [100 * one for one in values]
         axes.plot(minutes, percent, color=COLORS[name], marker="o", markersize=4, label=name)
