@@ -151,7 +151,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         errors[FREQUENT].append(
             [frequent(recorded, candidates, seconds).error(test) for seconds in times]
         )
-        progress(f"seed {seed}: {[f'{name} {rows[-1][3]:.4f}' for name, rows in errors.items()]}")
+        progress(f"seed {seed}: {[f'{name} {rows[-1][-1]:.4f}' for name, rows in errors.items()]}")
     medians = {name: np.median(rows, axis=0).tolist() for name, rows in errors.items()}
     if options.picture is not None:
         write_atomically(options.picture, draw(times, medians))

@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 DEFAULT_HALF_WIDTH = math.log(1.25)  # of log latency when no network was measured
 FEWEST_TO_CALIBRATE = 3  # measured networks
-LEAST_VARIANCE = 0.8  # of that of the errors: noise of their networks explains no more
+LEAST_VARIANCE = 0.8  # of that of the errors stays, however noisy their networks are
 SMALLEST_BASE = 0.002  # errors below 0.2% are luck
 
 

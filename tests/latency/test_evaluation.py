@@ -79,21 +79,19 @@ def test_predictions_follow_what_the_references_show(
     assert np.mean(np.abs(np.divide(result.predicted_ms, result.measured_ms) - 1)) < 0.005
 
 
-@pytest.mark.parametrize(("deviation", "covered"), [(0.0, 0.0), (0.05, 1.0)])
-def test_intervals_are_wider_by_how_far_the_drift_may_be_off(
-    store: Store, monkeypatch: pytest.MonkeyPatch, deviation: float, covered: float
+@pytest.mark.parametrize(
+    ("known", "covered"),
+    [
+        ({}, 0.0),
+        ({"batch_variances": np.full(3, 0.05**2)}, 1.0),
+        ({"scatter": 0.03}, 0.0),
+        ({"scatter": 0.05}, 1.0),
+    ],
+)
+def test_intervals_know_how_far_the_drift_is_off_and_what_references_differ_by(
+    store: Store, monkeypatch: pytest.MonkeyPatch, known: dict[str, Any], covered: float
 ) -> None:
-    drift = replace(Drift.none(3), batch_variances=np.full(3, deviation**2))
-    monkeypatch.setattr(evaluation, "estimate_drift", lambda *_: drift)
-    result, _ = evaluated(store, monkeypatch, lambda _: 1.06)
-    assert result.coverage == covered
-
-
-@pytest.mark.parametrize(("scatter", "covered"), [(0.0, 0.0), (0.03, 0.0), (0.05, 1.0)])
-def test_no_interval_is_narrower_than_what_references_differ_by(
-    store: Store, monkeypatch: pytest.MonkeyPatch, scatter: float, covered: float
-) -> None:
-    drift = replace(Drift.none(3), scatter=scatter)
+    drift = replace(Drift.none(3), **known)
     monkeypatch.setattr(evaluation, "estimate_drift", lambda *_: drift)
     result, _ = evaluated(store, monkeypatch, lambda _: 1.06)
     assert result.coverage == covered
