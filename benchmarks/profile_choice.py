@@ -11,10 +11,9 @@ choose are compared:
 - frequent first: the kernels that most random architectures have, for three quarters of the time,
   then random subnets (what `bignas profile` did before).
 
-A subnet can be measured only when its kernels are; those that it lacks are measured with it.
-Seconds of a kernel and of a subnet are those of profiling, building included. Errors are medians
-over seeds. A batch that the last two begin in time counts in full, even where it takes longer.
-Times are those before everything that is chosen of has been measured.
+A subnet can be measured only when its kernels are; those that it lacks are measured before it.
+Seconds of a kernel and of a subnet are those that the recorded profile has taken on average,
+building included. Errors are medians over seeds. What counts at a time is what is finished by then.
 """
 
 import argparse
@@ -35,6 +34,7 @@ from bignas.compile.fusion import choose_kernels
 from bignas.compile.workload import workloads
 from bignas.device_db.errors import InputError
 from bignas.device_db.files import write_atomically
+from bignas.device_db.measurement import Subject
 from bignas.device_db.store import Store
 from bignas.device_db.workload import Workload
 from bignas.latency.evidence import evidence_hash
@@ -43,7 +43,7 @@ from bignas.latency.kernel_model import KernelTable
 from bignas.latency.metrics import mape
 from bignas.latency.predictor import LatencyPredictor
 from bignas.latency.profile import DEFAULT_SUBNETS, space_workloads
-from bignas.latency.profile_plan import ProfilePlanner
+from bignas.latency.profile_plan import Batch, ProfilePlanner
 from bignas.latency.recording import space_label
 from bignas.latency.subnets import measured_subnets
 from bignas.latency.tuned import kernel_table, tuned_kernels
@@ -51,9 +51,8 @@ from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 from bignas.supernet.spaces import load_space
 
-BATCH = 24
-SECONDS = (10, 15, 20, 30, 40, 50, 60, 80, 100, 120, 140)
-STEP_SECONDS = 2.5  # between looks at the errors of what was chosen
+SHARES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # of a whole profile's time: compared
+STEP = 0.01  # of it, between looks at the errors of what was chosen
 KERNEL_TIME = 0.75  # share of the time, where subnets are not chosen
 CHOSEN, RANDOM, FREQUENT = "chosen", "random", "frequent first"
 COLORS = {CHOSEN: "#d62728", RANDOM: "#7f7f7f", FREQUENT: "#1f77b4"}
@@ -73,10 +72,9 @@ class Recorded:
     subnet_seconds: float
 
     @property
-    def times(self) -> list[float]:
-        """The seconds that are compared, all less than what a complete profile takes."""
-        whole = self.kernel_seconds * len(self.kernels) + self.subnet_seconds * DEFAULT_SUBNETS
-        return [one for one in SECONDS if one < whole]
+    def seconds(self) -> float:
+        """What measuring everything once takes, with as many subnets as usual."""
+        return self.kernel_seconds * len(self.kernels) + self.subnet_seconds * DEFAULT_SUBNETS
 
 
 @dataclass
@@ -88,19 +86,23 @@ class Replay:
     table: dict[Workload, float] = field(default_factory=dict)
     networks: dict[Architecture, float] = field(default_factory=dict)
 
-    def measure(self, kernels: Sequence[Workload], subnets: Sequence[Architecture]) -> None:
-        """Measure kernels, those that the subnets lack, and the subnets."""
+    def lacking(self, subnet: Architecture) -> tuple[Workload, ...]:
+        """Return the kernels of a subnet that were not measured."""
+        layers = workloads(self.recorded.space, subnet)
+        chosen = dict.fromkeys(choose_kernels(layers, self.recorded.table))
+        return tuple(one for one in chosen if one not in self.table)
+
+    def cost(self, batch: Batch) -> float:
+        """Return the seconds that a batch takes."""
         recorded = self.recorded
-        lacking = [
-            kernel
-            for each in subnets
-            for kernel in choose_kernels(workloads(recorded.space, each), recorded.table)
-        ]
-        new = {one for one in (*kernels, *lacking) if one not in self.table}
-        self.table |= {one: recorded.table[one] for one in new}
-        self.networks |= {one: recorded.networks[one] for one in subnets}
-        self.seconds += recorded.kernel_seconds * len(new)
-        self.seconds += recorded.subnet_seconds * len(subnets)
+        kernels, subnets = len(batch.kernels), len(batch.subnets)
+        return recorded.kernel_seconds * kernels + recorded.subnet_seconds * subnets
+
+    def measure(self, batch: Batch) -> None:
+        """Measure what a batch holds."""
+        self.seconds += self.cost(batch)
+        self.table |= {one: self.recorded.table[one] for one in batch.kernels}
+        self.networks |= {one: self.recorded.networks[one] for one in batch.subnets}
 
     def error(self, test: Sequence[Architecture]) -> float:
         """Return the mean absolute percentage error on the test subnets, as a fraction."""
@@ -121,8 +123,6 @@ def main() -> int:
     parser.add_argument("--device", default="local", help="whose profile is in the store")
     parser.add_argument("--test", type=int, default=120, help="subnets to predict")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--kernel-seconds", type=float, default=0.17)
-    parser.add_argument("--subnet-seconds", type=float, default=0.4)
     parser.add_argument("--json", action="store_true", help="print nothing but one JSON document")
     parser.add_argument("--results", type=Path, help="add the document to the list in this file")
     parser.add_argument("--picture", type=Path, help="draw the errors, a PNG file")
@@ -135,7 +135,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if options.seeds < 1 or options.test < 1:
         raise InputError("--seeds and --test must be at least 1")
     recorded = load(options)
-    times = recorded.times
+    times = [round(share * recorded.seconds, 1) for share in SHARES]
     errors: dict[str, list[list[float]]] = {CHOSEN: [], RANDOM: [], FREQUENT: []}
     curves: list[list[tuple[float, float]]] = []
     for seed in range(options.seeds):
@@ -157,7 +157,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         write_atomically(options.picture, draw(times, medians))
     shares = {
         name: [
-            _time_share(curves, goal, seconds)
+            _time_share(curves, goal, seconds, STEP * recorded.seconds)
             for goal, seconds in zip(medians[name], times, strict=True)
         ]
         for name in (RANDOM, FREQUENT)
@@ -168,9 +168,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "device": options.device,
             "test": options.test,
             "seeds": options.seeds,
-            "kernel_seconds": options.kernel_seconds,
-            "subnet_seconds": options.subnet_seconds,
         },
+        "kernel_seconds": round(recorded.kernel_seconds, 3),
+        "subnet_seconds": round(recorded.subnet_seconds, 3),
         "kernels": len(recorded.kernels),
         "subnets": len(recorded.networks),
         "seconds": times,
@@ -194,15 +194,40 @@ def load(options: argparse.Namespace) -> Recorded:
         networks = dict(measured_subnets(store, options.device, space, evidence_hash()))
         tuned = tuned_kernels(store, options.device)
         readings = in_network_readings(store, options.device, tuned)
+        kernel_seconds, subnet_seconds = measuring_seconds(store, options.device, space)
     if missing := set(kernels) - table.keys():
         raise InputError(f"{len(missing)} kernels are not measured; run `bignas profile` first")
     if len(networks) < options.test + DEFAULT_SUBNETS:
         raise InputError(f"{len(networks)} measured subnets are too few for --test {options.test}")
-    seconds = options.kernel_seconds, options.subnet_seconds
-    recorded = Recorded(space, table, kernels, networks, readings, *seconds)
-    if not recorded.times:
-        raise InputError(f"the whole profile of {space.name!r} takes less than {SECONDS[0]} s")
-    return recorded
+    return Recorded(space, table, kernels, networks, readings, kernel_seconds, subnet_seconds)
+
+
+def measuring_seconds(store: Store, device: str, space: SearchSpace) -> tuple[float, float]:
+    """Return the mean seconds of a kernel and of a subnet in the profile that is in the store.
+
+    Of the steps up to the first in which there is nothing new, all of one session.
+    """
+    records = [
+        *store.kernel_measurements(device, code_hash=evidence_hash()),
+        *store.network_measurements(device, space=space_label(space), code_hash=evidence_hash()),
+    ]
+    records = sorted((one for one in records if one.ok), key=lambda one: one.created_at)
+    steps = [list(step) for _, step in itertools.groupby(records, key=lambda one: one.subject)]
+    seconds = {Subject.KERNEL: 0.0, Subject.NETWORK: 0.0}
+    counts = dict.fromkeys(seconds, 0)
+    known: set[Workload | str | None] = {one.workload for one in steps[0]}
+    for before, step in itertools.pairwise(steps):
+        new = {one.architecture or one.workload for one in step} - known
+        if not new or before[-1].session != step[-1].session:
+            break
+        known |= new
+        counts[step[0].subject] += len(new)
+        passed = step[-1].created_at - before[-1].created_at
+        seconds[step[0].subject] += passed.total_seconds()
+    if not all(counts.values()):
+        raise InputError("the profile in the store does not tell what measuring takes")
+    kernel, subnet = (seconds[one] / counts[one] for one in seconds)
+    return kernel, subnet
 
 
 def chosen(
@@ -213,28 +238,35 @@ def chosen(
     replay = Replay(recorded)
     while replay.seconds < seconds:
         batch = planner.next_batch(replay.table, replay.networks.keys())
-        replay.measure(batch.kernels, batch.subnets)
+        if not batch:
+            return
+        replay.measure(batch)
         yield replay
 
 
 def random(
     recorded: Recorded, candidates: Sequence[Architecture], seed: int, seconds: float
 ) -> Replay:
-    """Return the state after so many seconds of random choice."""
+    """Return the state after so many seconds of random choice, one measurement after the other."""
     rng = np.random.default_rng(seed)
-    kernels = iter(rng.permutation(len(recorded.kernels)).tolist())
-    subnets = iter(candidates)
+    kernels = [recorded.kernels[place] for place in rng.permutation(len(recorded.kernels))]
+    subnets = list(candidates[:DEFAULT_SUBNETS])
     replay, subnet_seconds = Replay(recorded), 0.0
-    while replay.seconds < seconds:
-        before = replay.seconds
-        if subnet_seconds < (1 - KERNEL_TIME) * before:
-            replay.measure((), list(itertools.islice(subnets, 1)))
-            subnet_seconds += replay.seconds - before
-        else:
-            places = list(itertools.islice(kernels, BATCH))
-            if not places:
-                break
-            replay.measure([recorded.kernels[place] for place in places], ())
+    while left := [one for one in kernels if one not in replay.table]:
+        wants_subnet = bool(subnets) and subnet_seconds < (1 - KERNEL_TIME) * replay.seconds
+        steps = [Batch((left[0],), ())]
+        if wants_subnet:
+            subnet = subnets.pop(0)
+            steps = [Batch((one,), ()) for one in replay.lacking(subnet)] + [Batch((), (subnet,))]
+        for step in steps:
+            if replay.seconds + replay.cost(step) > seconds:
+                return replay
+            replay.measure(step)
+            subnet_seconds += replay.cost(step) if wants_subnet else 0.0
+    for subnet in subnets:
+        if replay.seconds + recorded.subnet_seconds > seconds:
+            break
+        replay.measure(Batch((), (subnet,)))
     return replay
 
 
@@ -242,11 +274,12 @@ def frequent(recorded: Recorded, candidates: Sequence[Architecture], seconds: fl
     """Return the state after so many seconds when frequent kernels come first, then subnets."""
     replay = Replay(recorded)
     count = int(KERNEL_TIME * seconds / recorded.kernel_seconds)
-    replay.measure(recorded.kernels[:count], ())
+    replay.measure(Batch(recorded.kernels[:count], ()))
     for one in candidates[:DEFAULT_SUBNETS]:
-        if replay.seconds >= seconds:
-            break
-        replay.measure((), [one])
+        for step in (Batch(replay.lacking(one), ()), Batch((), (one,))):
+            if replay.seconds + replay.cost(step) > seconds:
+                return replay
+            replay.measure(step)
     return replay
 
 
@@ -257,14 +290,14 @@ def _at(curve: Sequence[tuple[float, float]], seconds: float) -> float:
 
 
 def _time_share(
-    curves: Sequence[Sequence[tuple[float, float]]], goal: float, seconds: float
+    curves: Sequence[Sequence[tuple[float, float]]], goal: float, seconds: float, step: float
 ) -> float | None:
     """Return the time until the median of the errors is as low, as a share; None when it never is.
 
     Looking at each seed alone would count the chance dips of many looks.
     """
-    end = max(one[-1][0] for one in curves) + STEP_SECONDS
-    for spent in np.arange(STEP_SECONDS, end, STEP_SECONDS).tolist():
+    end = max(one[-1][0] for one in curves) + step
+    for spent in np.arange(step, end, step).tolist():
         if np.median([_at(one, spent) for one in curves]) <= goal and all(
             one[0][0] <= spent for one in curves
         ):

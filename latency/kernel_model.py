@@ -40,6 +40,7 @@ DEFAULT_ERROR = 0.3
 _FEWEST_FOR_AN_ERROR = 5  # and more than coefficients, or the roofline passes through all of them
 _FOLDS = 10  # of the cross-validation of sources
 _FEWEST_FOR_SOURCES = 6  # kernels: below, a roofline of as many coefficients fits anything
+_MARGIN = 0.5  # standard errors: that a roofline is off, and more than a constant, is no surprise
 
 # Microseconds: a call, one MAC of each kind of work, one byte (the columns of ROOFLINE_FEATURES).
 _ORDINARY_CORE = (0.3, 3e-5, 3e-5, 3e-5, 3e-5, 2e-5)
@@ -115,7 +116,7 @@ class KernelModel:
         floor_us = float(latency_us.min()) / 2
         base_us = np.maximum(work @ roofline, floor_us)
         inputs = _inputs(workloads, work)
-        fit = fit_correction(inputs, np.log(latency_us / base_us), seed)
+        fit = fit_correction(inputs, np.log(latency_us / base_us), seed, _MARGIN)
         few = len(table) < max(_FEWEST_FOR_AN_ERROR, 1 + int(np.count_nonzero(roofline)))
         error = DEFAULT_ERROR if few else float(np.median(np.abs(fit.residuals)))
         return cls(roofline, floor_us, fit.correction, error, tuple(sources))
@@ -210,14 +211,22 @@ def _inputs(workloads: Sequence[Workload], work: Array) -> Array:
 
 
 def _fit_roofline(features: Array, latency_us: Array) -> Array:
-    """Non-negative least squares of relative errors, on columns scaled to one."""
+    """Non-negative least squares of relative errors, on columns scaled to one.
+
+    Work of a kind that no kernel has takes what it takes an ordinary core, compared by the others.
+    """
     # it takes long to import, and predicting does without
     from scipy.optimize import nnls  # noqa: PLC0415
 
     scale = np.maximum(features.max(axis=0), 1.0)
     rows = features / scale / latency_us[:, None]
     coefficients, _ = nnls(rows, np.ones(len(rows)))
-    return np.asarray(coefficients / scale)
+    roofline = np.asarray(coefficients / scale)
+    shape = features[:, : len(_ORDINARY_CORE)]
+    unseen = np.flatnonzero(~shape.any(axis=0))
+    slower = float(np.median(latency_us / (shape @ _ORDINARY_CORE)))
+    roofline[unseen] = slower * np.array(_ORDINARY_CORE)[unseen]
+    return roofline
 
 
 def rough_latencies_us(table: Mapping[Workload, float], workloads: Sequence[Workload]) -> Array:

@@ -45,7 +45,7 @@ __all__ = ["KernelLatency", "LatencyPredictor", "Predictions"]
 Array = NDArray[np.float64]
 
 FORMAT = "bignas-latency-predictor"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True, eq=False)

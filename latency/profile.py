@@ -40,7 +40,7 @@ from bignas.latency.subnets import (
     typical_weights_bytes,
 )
 from bignas.latency.tuned import failed_kernels, tuned_kernels
-from bignas.latency.tuning import BATCH, Tuner
+from bignas.latency.tuning import Tuner
 from bignas.supernet.architecture import Architecture, StageChoice
 from bignas.supernet.space import SearchSpace
 
@@ -269,27 +269,27 @@ class _Profile:
                     return StopReason.TIME
                 batch = self._next_batch(state)
                 if batch.kernels or (batch.subnets and len(state.networks) < DEFAULT_SUBNETS):
-                    self._take_step(batch, state)
+                    self._take_step(batch)
                 elif not self._check(state):
                     if not batch.subnets:
                         return StopReason.COMPLETE
-                    self._take_step(batch, state)
+                    self._take_step(batch)
                 started, longest_seconds = True, max(longest_seconds, time.monotonic() - begin)
 
     def _next_batch(self, state: "_State") -> Batch:
-        first = self._first_subnets(state)
         waits_for_error = self._target_error is not None and len(state.table) >= FIRST_KERNELS
-        if first and (waits_for_error or self._left_seconds < FIRST_SHARE * self._seconds):
-            return Batch((), first)
+        is_late = self._left_seconds < FIRST_SHARE * self._seconds
+        if (waits_for_error or is_late) and (first := self._first_batch(state)):
+            return first
         return self._planner.next_batch(
             state.table, state.networks.keys() | self._given_up, self._hopeless()
         )
 
-    def _first_subnets(self, state: "_State") -> tuple[Architecture, ...]:
-        """Return as many subnets as a predictor and its error need, unless they are there."""
+    def _first_batch(self, state: "_State") -> Batch:
+        """Return what subnets that a predictor and its error need lack, unless they are there."""
         count = min(self._subnets, SUBNET_BATCH) - len(state.networks)
         done = state.networks.keys() | self._given_up
-        return self._planner.cheapest_subnets(state.table, done, max(0, count), self._hopeless())
+        return self._planner.first_batch(state.table, done, max(0, count), self._hopeless())
 
     def _hopeless(self) -> set[Workload]:
         failed = failed_kernels(self._tuner.store, self._tuner.device.name)
@@ -297,25 +297,14 @@ class _Profile:
 
     def _measure_first_subnets(self) -> None:
         with self._turn(PATIENCE_SECONDS) as held:
-            state = self._look()
-            while held and (first := self._first_subnets(state)):
-                self._take_step(Batch((), first), state)
-                state = self._look()
+            while held and (first := self._first_batch(self._look())):
+                self._take_step(first)
 
-    def _take_step(self, batch: Batch, state: "_State") -> None:
-        """Measure and commit once: kernels, those that subnets lack first, or else the subnets.
-
-        After each commit there is a new plan, so that an interruption changes nothing.
-        """
-        chosen = {
-            each: choose_kernels(workloads(self._space, each), state.table)
-            for each in batch.subnets
-        }
-        lacking = [one for kernels in chosen.values() for one in kernels if one not in state.table]
-        kernels = list(dict.fromkeys([*batch.kernels, *lacking]))[:BATCH]
-        if kernels:
-            self._tried.update(kernels)
-            self._rejected += self._tuner.tune(kernels)
+    def _take_step(self, batch: Batch) -> None:
+        """Measure and commit once. Then there is a new plan: an interruption changes nothing."""
+        if batch.kernels:
+            self._tried.update(batch.kernels)
+            self._rejected += self._tuner.tune(batch.kernels)
             self._report(Phase.KERNELS)
             return
         self._measure_subnets(batch.subnets, probed=True)

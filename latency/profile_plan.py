@@ -7,9 +7,11 @@ among both (`bignas.latency.active`), on a linear model of relative errors with 
   weighted by how often the architecture has it. Kernels of similar shape are taken to be estimated
   wrong alike (squared exponential covariance of their features, plus a part of their own), so one
   of them teaches something about the others.
-- The whole network is off its kernel sum by a factor that depends on the options chosen.
+- The whole network is off its kernel sum by a factor that depends on its weights
+  (`latency/weight_line.py`) and on the options chosen.
 
-Of the best measurements those of the same kind as the very best one make up the batch.
+Of the best measurements those of the same kind as the very best one make up the batch: kernels, or
+subnets, or of subnets that lack kernels these kernels; then there is a new plan.
 
 Measuring a subnet costs more than a kernel, and as much again as tuning what it still lacks: early
 on subnets of known kernels are cheap, and kernels that many subnets need come first.
@@ -29,27 +31,30 @@ from bignas.compile.fusion import choose_kernels, kernel_options
 from bignas.compile.workload import workloads
 from bignas.device_db.workload import Workload
 from bignas.latency.active import next_batch
-from bignas.latency.features import kernel_features
+from bignas.latency.features import kernel_features, weight_bytes
 from bignas.latency.kernel_model import rough_latencies_us
 from bignas.latency.subnets import spread_sample
+from bignas.latency.weight_line import LEVEL_DEVIATION, SLOPE_DEVIATION
 from bignas.supernet.architecture import Architecture
 from bignas.supernet.space import SearchSpace
 
 __all__ = ["Batch", "ProfilePlanner"]
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 REFERENCES = 300  # random architectures whose predictions are to become surer
-BATCH = 24  # measurements planned at once
+BATCH = 24  # measurements planned at once, at most
+FIRST_BATCH = 6  # as long as little is known
+GROWTH = 16  # a batch is this part of what was measured, once that is more
 SUBNET_BATCH = 10  # subnets among them, at most
 SUBNET_COST = 3.0  # seconds of a subnet's measurement, in those of tuning a kernel
 
 # Prior standard deviations, as shares of the latency, and the shape of the kernels' covariance.
-KERNEL_ERROR = 0.2  # of the estimate of a kernel of median latency; larger ones are surer
+KERNEL_ERROR = 0.15  # of the estimate of a kernel of median latency; larger ones are surer
 OWN_SHARE = 0.3  # of a kernel's variance that no similar kernel tells anything about
 SIMILAR = 6.0  # distance of standardised features within which kernels are alike
-FACTOR_ERROR = 0.05  # of the factor between whole networks and their kernel sums
-OPTION_ERROR = 0.02  # of what options change about that factor
+OPTION_ERROR = 0.01  # of what options change about the factor between networks and kernel sums
 SUBNET_NOISE = 0.005
 KERNEL_NOISE = 0.03  # of a kernel's measurement, in standard deviations of its prior
 
@@ -60,6 +65,10 @@ class Batch:
 
     kernels: tuple[Workload, ...]
     subnets: tuple[Architecture, ...]
+
+    def __bool__(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.kernels or self.subnets)
 
 
 class ProfilePlanner:
@@ -93,7 +102,17 @@ class ProfilePlanner:
         spreads = options[: len(references)].std(axis=0)
         options = (options - options.mean(axis=0))[:, spreads > 0] / spreads[spreads > 0]
         options *= OPTION_ERROR / np.sqrt(max(1, options.shape[1]))
-        factor = np.column_stack([np.full(len(options), FACTOR_ERROR), options])
+        octaves = np.log2(
+            np.concatenate([self._references.layer_counts, self._candidates.layer_counts])
+            @ [weight_bytes(one) for one in kernels]
+        )
+        factor = np.column_stack(
+            [
+                np.full(len(options), LEVEL_DEVIATION),
+                SLOPE_DEVIATION * (octaves - octaves.mean()),
+                options,
+            ]
+        )
         self._reference_factor = factor[: len(references)]
         self._candidate_factor = factor[len(references) :]
 
@@ -105,8 +124,8 @@ class ProfilePlanner:
     ) -> Batch:
         """Return what to measure, given the measured kernels and the measured subnets.
 
-        latency_us: microseconds of each measured kernel; hopeless: kernels not to be tried, nor
-        subnets that have them.
+        Subnets are planned when all their kernels are measured. latency_us: microseconds of each
+        measured kernel; hopeless: kernels not to be tried, nor subnets that have them.
         """
         needs = self._uses(self._candidates, latency_us) > 0
         known = np.array([one in latency_us for one in self._kernels])
@@ -126,27 +145,26 @@ class ProfilePlanner:
         chosen = next_batch(
             np.concatenate([rows[before], rows[free]]),
             np.arange(len(before)),
-            BATCH,
+            max(FIRST_BATCH, min(BATCH, len(before) // GROWTH)),
             np.random.default_rng(len(before)),
             KERNEL_NOISE**2,
             np.concatenate([np.ones(count), SUBNET_COST + missing])[[*before, *free]],
             targets,
         )
         places = free[chosen - len(before)]
-        kernels = [self._kernels[place] for place in places if place < count]
-        subnets = [self.candidates[place - count] for place in places if place >= count]
-        if kernels and places[0] < count:
-            return Batch(tuple(kernels), ())
-        return Batch((), tuple(subnets[: min(left, SUBNET_BATCH)]))
+        if len(places) and places[0] < count:
+            return Batch(tuple(self._kernels[place] for place in places if place < count), ())
+        numbers = (places[places >= count] - count)[: min(left, SUBNET_BATCH)]
+        return self._batch_of(numbers.tolist(), needs & ~known)
 
-    def cheapest_subnets(
+    def first_batch(
         self,
         latency_us: Mapping[Workload, float],
         measured: AbstractSet[Architecture],
         count: int,
         hopeless: AbstractSet[Workload] = frozenset(),
-    ) -> tuple[Architecture, ...]:
-        """Return candidates for which few kernels have to be tuned, at most `count`.
+    ) -> Batch:
+        """Return what to measure for `count` subnets, those for which few kernels have to be tuned.
 
         Each is chosen with the kernels of those before it in mind. The rest is as in `next_batch`.
         """
@@ -154,14 +172,26 @@ class ProfilePlanner:
         lost = np.array([one in hopeless for one in self._kernels]) & ~known
         needs = self._uses(self._candidates, latency_us) > 0
         barred = (needs & lost).any(axis=1) | np.array([one in measured for one in self.candidates])
-        chosen: list[Architecture] = []
+        lacking = needs & ~known
+        chosen: list[int] = []
         for _ in range(min(count, int((~barred).sum()))):
             missing = (needs & ~known).sum(axis=1)
             best = int(np.argmin(np.where(barred, len(known) + 1, missing)))
-            chosen.append(self.candidates[best])
+            chosen.append(best)
             barred[best] = True
             known |= needs[best]
-        return tuple(chosen)
+        return self._batch_of(chosen, lacking)
+
+    def _batch_of(self, numbers: Sequence[int], lacking: Flags) -> Batch:
+        """Return the kernels that these candidates lack, or else the candidates.
+
+        lacking: [candidates, kernels].
+        """
+        kernels = [place for number in numbers for place in np.flatnonzero(lacking[number])]
+        if kernels:
+            places = list(dict.fromkeys(kernels))[:BATCH]
+            return Batch(tuple(self._kernels[place] for place in places), ())
+        return Batch((), tuple(self.candidates[number] for number in numbers))
 
     def estimated_shares(self, latency_us: Mapping[Workload, float]) -> Array:
         """Return the share of each random architecture's kernel sum that was not measured."""

@@ -10,7 +10,8 @@ best correction may be none, a constant, a linear one or a nonlinear one, so:
   trees", 1984). With few samples trees lose to ridge (Laube et al., "What to expect of hardware
   metric predictors in NAS", AutoML 2022);
 - the out-of-fold residuals of the winner are kept, they calibrate the prediction intervals;
-- inputs are clipped to the range seen in training: a correction is not extrapolated;
+- inputs and linear parts are clipped to the ranges seen in training: a correction is not
+  extrapolated, neither by one input nor by several that never went together;
 - `xgboost.train` with explicit parameters, as the XGBModel class drops its `tree_method`; one
   thread and a fixed seed, so the same samples give the same model, bit for bit.
 """
@@ -33,6 +34,7 @@ Array = NDArray[np.float64]
 FOLDS = 10
 FOLDS_OF_MANY = 5  # enough for MANY samples
 MANY = 200
+STANDARD_ERRORS = 1.0  # by which a more complex model has to win
 RIDGE_PENALTIES = tuple(10.0**exponent for exponent in np.arange(-2.0, 4.5, 0.5))
 TREE_ROUNDS = 150
 TREE_PARAMETERS = {
@@ -50,10 +52,11 @@ TREE_PARAMETERS = {
 
 
 class ModelKind(StrEnum):
-    """The competing models, from simple to complex."""
+    """The models, from simple to complex; a line (`latency/weight_line.py`) has no part in this."""
 
     ZERO = "zero"
     CONSTANT = "constant"
+    LINE = "line"
     RIDGE = "ridge"
     TREES = "trees"
 
@@ -90,6 +93,8 @@ class Ridge:
     scale: Array
     low: Array
     high: Array
+    least: float = -math.inf  # of the targets
+    most: float = math.inf
 
     @classmethod
     def fit(cls, features: Array, targets: Array) -> "Ridge":
@@ -118,6 +123,8 @@ class Ridge:
             scale=np.where(np.isinf(scale), 0.0, scale),
             low=features.min(axis=0),
             high=features.max(axis=0),
+            least=float(targets.min()),
+            most=float(targets.max()),
         )
 
     def predict(self, features: Array) -> Array:
@@ -126,7 +133,8 @@ class Ridge:
         slopes = np.divide(
             self.weights, self.scale, out=np.zeros_like(self.weights), where=self.scale > 0
         )
-        return np.asarray(self.intercept + (clipped - self.centre) @ slopes, dtype=np.float64)
+        values = self.intercept + (clipped - self.centre) @ slopes
+        return np.asarray(np.clip(values, self.least, self.most), dtype=np.float64)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -137,6 +145,8 @@ class Ridge:
             "scale": self.scale.tolist(),
             "low": self.low.tolist(),
             "high": self.high.tolist(),
+            "least": self.least,
+            "most": self.most,
         }
 
     @classmethod
@@ -148,7 +158,12 @@ class Ridge:
         }
         if any(array.shape != arrays["weights"].shape for array in arrays.values()):
             raise ValueError("the arrays of a ridge model differ in length")
-        return cls(intercept=float(values["intercept"]), **arrays)
+        return cls(
+            intercept=float(values["intercept"]),
+            least=float(values["least"]),
+            most=float(values["most"]),
+            **arrays,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,14 +219,17 @@ class Fit:
     errors: dict[ModelKind, float]  # cross-validated mean absolute error of each competitor
 
 
-def fit_correction(features: Array, targets: Array, seed: int) -> Fit:
+def fit_correction(
+    features: Array, targets: Array, seed: int, margin: float = STANDARD_ERRORS
+) -> Fit:
     """Fit the correction that cross-validation finds best.
 
     features: [n, columns], finite; targets: [n] logarithms of measured / estimated. n may be 0.
+    margin: standard errors by which a more complex model has to win.
     """
     if features.ndim != 2 or targets.shape != (len(features),):
         raise ValueError(f"features {features.shape} do not fit targets {targets.shape}")
-    kinds = [kind for kind in ModelKind if len(targets) >= MINIMUM_SAMPLES[kind]]
+    kinds = [kind for kind, fewest in MINIMUM_SAMPLES.items() if len(targets) >= fewest]
     folds = _folds(len(targets), seed)
     held_out = {kind: np.zeros_like(targets) for kind in kinds}
     for fold in range(int(folds.max(initial=-1)) + 1):
@@ -223,7 +241,7 @@ def fit_correction(features: Array, targets: Array, seed: int) -> Fit:
     winner = kinds[0]
     for kind in kinds[1:]:
         gains = losses[winner] - losses[kind]
-        if gains.mean() > gains.std() / math.sqrt(len(gains)):
+        if gains.mean() > margin * gains.std() / math.sqrt(len(gains)):
             winner = kind
     return Fit(
         correction=_fit_kind(winner, features, targets, seed),
@@ -245,6 +263,8 @@ def _fit_kind(kind: ModelKind, features: Array, targets: Array, seed: int) -> Co
             rest = targets - ridge.predict(features)
             trees = Trees.grow(features, rest, {**TREE_PARAMETERS, "seed": seed}, TREE_ROUNDS)
             return Correction(kind, ridge=ridge, trees=trees)
+        case ModelKind.LINE:
+            raise ValueError("a line is none of the competing models")
 
 
 def _folds(count: int, seed: int) -> NDArray[np.int64]:

@@ -47,6 +47,8 @@ from bignas.latency.tuned import (
 __all__ = ["Tuner", "ensure_networks_tuned", "ensure_tuned", "tune_missing"]
 
 BATCH = 24  # workloads that are built, measured and committed together
+SHARES = 4  # of the builds, for each worker process: they end at about the same time
+LARGEST_SHARE = 8  # builds
 FEW_BUILDS = 24  # up to so many are done before worker processes would have started
 TRIAL = Settings(rounds=10, sample_us=40.0, find_seconds=CAREFUL.find_seconds)
 FINAL = replace(CAREFUL, rounds=FINAL_SAMPLES, sample_us=60.0, attempts=2)
@@ -153,7 +155,8 @@ class Tuner:
             self._pool = ProcessPoolExecutor(
                 cores, mp_context=context, initializer=exit_with_parent
             )
-        shares = [pairs[start : start + 8] for start in range(0, len(pairs), 8)]
+        size = min(LARGEST_SHARE, -(-len(pairs) // (SHARES * cores)))
+        shares = [pairs[start : start + size] for start in range(0, len(pairs), size)]
         try:
             futures = [
                 self._pool.submit(build_objects, folder, self.cache.target, share)

@@ -7,7 +7,12 @@ import pytest
 
 from bignas.device_db.errors import InputError
 from bignas.device_db.workload import Operator, Workload
-from bignas.latency.kernel_model import KernelModel, KernelTable, estimate_kernels
+from bignas.latency.kernel_model import (
+    KernelModel,
+    KernelTable,
+    estimate_kernels,
+    rough_latencies_us,
+)
 from tests.latency.synthetic import (
     CODE,
     DEVICE,
@@ -66,6 +71,19 @@ def test_a_handful_of_kernels_still_gives_positive_estimates(count: int) -> None
     assert np.isfinite(estimates).all()
     assert (estimates > 0).all()
     assert model.error > 0
+
+
+@pytest.mark.parametrize("slower", [0.1, 1.0, 30.0])
+def test_kernels_of_a_kind_that_was_not_measured_take_time(slower: float) -> None:
+    """They are not free just because no measured kernel shares their work."""
+    known = [one for one in KERNELS if one.operator is not Operator.POINTWISE]
+    rest = [one for one in KERNELS if one.operator is Operator.POINTWISE]
+    table = {one: slower * kernel_us(one) for one in known}
+    rough_us = rough_latencies_us(table, rest)
+    ratios = rough_us / [slower * kernel_us(one) for one in rest]
+    assert 1 / 4 < np.median(ratios) < 4
+    macs = np.array([one.macs for one in rest])
+    assert np.corrcoef(rough_us, macs)[0, 1] > 0.5
 
 
 def test_measured_kernels_are_looked_up() -> None:

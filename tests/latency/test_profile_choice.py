@@ -35,7 +35,7 @@ from bignas.latency.profile import (
     profile_space,
     space_workloads,
 )
-from bignas.latency.profile_plan import SUBNET_BATCH, ProfilePlanner
+from bignas.latency.profile_plan import BATCH, SUBNET_BATCH, ProfilePlanner
 from bignas.latency.subnets import measured_subnets
 from bignas.latency.tuned import TRIES
 from bignas.supernet.architecture import Architecture
@@ -62,7 +62,8 @@ def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny space has few kernels; small models are enough for them."""
     monkeypatch.setattr("bignas.latency.regression.TREE_ROUNDS", 3)
-    monkeypatch.setattr("bignas.latency.profile_plan.BATCH", SMALL_BATCH)
+    for name in ("BATCH", "FIRST_BATCH"):
+        monkeypatch.setattr(f"bignas.latency.profile_plan.{name}", SMALL_BATCH)
     monkeypatch.setattr("bignas.latency.profile.FIRST_KERNELS", 3 * SMALL_BATCH)
 
 
@@ -92,8 +93,8 @@ def test_plans_hold_everything_once() -> None:
     while (batch := planner.next_batch(table, set(subnets))).kernels or batch.subnets:
         assert not table.keys() & set(batch.kernels)
         assert not set(subnets) & set(batch.subnets)
-        needed = {one for each in batch.subnets for one in workloads(SPACE, each)}
-        table |= {one: kernel_us(one) for one in needed.union(batch.kernels)}
+        assert table.keys() >= {one for each in batch.subnets for one in workloads(SPACE, each)}
+        table |= {one: kernel_us(one) for one in batch.kernels}
         subnets += batch.subnets
     assert table.keys() == set(KERNELS)
     assert len(subnets) == SUBNETS
@@ -104,17 +105,20 @@ def test_hopeless_kernels_and_their_subnets_are_left_out() -> None:
     bad = workloads(SPACE, SPACE.biggest())[3]
     table = {one: kernel_us(one) for one in KERNELS if one != bad}
     batch = planner.next_batch(table, set(), {bad})
-    assert batch.kernels == ()
-    assert batch.subnets
-    cheap = planner.cheapest_subnets(table, set(), SUBNET_BATCH, {bad})
-    for architecture in (*batch.subnets, *cheap):
-        assert bad not in workloads(SPACE, architecture)
+    first = planner.first_batch(table, set(), SUBNET_BATCH, {bad})
+    for one in (batch, first):
+        assert one.kernels == ()
+        assert one.subnets
+        for architecture in one.subnets:
+            assert bad not in workloads(SPACE, architecture)
 
 
-def test_the_cheapest_subnets_share_kernels() -> None:
+def test_the_first_subnets_share_kernels() -> None:
     planner = ProfilePlanner(SPACE, KERNELS, SUBNETS)
-    cheap = planner.cheapest_subnets({}, set(), 5)
-    needed = len({one for each in cheap for one in workloads(SPACE, each)})
+    table: dict[Workload, float] = {}
+    while (batch := planner.first_batch(table, set(), 5)).kernels:
+        table |= {one: kernel_us(one) for one in batch.kernels}
+    cheap, needed = batch.subnets, len(table)
     random = np.random.default_rng(0)
     for _ in range(20):
         picked = random.choice(len(planner.candidates), 5, replace=False)
@@ -143,6 +147,17 @@ def test_planned_kernels_predict_better_than_random_ones(count: int) -> None:
         for _ in range(5)
     ]
     assert error(chosen[:count]) < np.median(others)
+
+
+def test_batches_grow_with_what_is_known() -> None:
+    planner = ProfilePlanner(SPACE, KERNELS, SUBNETS)
+    done = set(planner.candidates)
+    sizes = [
+        len(planner.next_batch({one: kernel_us(one) for one in KERNELS[:count]}, done).kernels)
+        for count in (0, 60, 120, 200)
+    ]
+    assert sizes == sorted(sizes)
+    assert 0 < sizes[0] < sizes[-1] <= BATCH
 
 
 # --- the error ------------------------------------------------------------------------------------

@@ -61,6 +61,16 @@ def test_a_correction_is_not_extrapolated() -> None:
     assert abs(model.predict(np.full((1, 6), 1e6))[0]) < 1
 
 
+def test_inputs_that_never_went_together_do_not_add_up() -> None:
+    """Each is within its range, together they are far outside."""
+    random = np.random.default_rng(4)
+    size = random.uniform(-1, 1, 60)
+    features = np.column_stack([size, -size + random.normal(0, 0.01, 60)])
+    targets = features @ (3.0, 2.9)
+    predicted = Ridge.fit(features, targets).predict(np.array([[1.0, 1.0]]))
+    assert predicted[0] == pytest.approx(targets.max())
+
+
 def test_constant_and_repeated_columns_do_no_harm() -> None:
     features, rng = samples(40)
     features = np.column_stack([features, features, np.full(40, 7.0)])
