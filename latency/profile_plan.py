@@ -46,7 +46,7 @@ Flags = NDArray[np.bool_]
 REFERENCES = 300  # random architectures whose predictions are to become surer
 BATCH = 24  # measurements planned at once, at most
 FIRST_BATCH = 6  # as long as little is known
-GROWTH = 16  # a batch is this part of what was measured, once that is more
+GROWTH = 16  # measurements that are there for each one in a batch, once that is more
 SUBNET_BATCH = 10  # subnets among them, at most
 SUBNET_COST = 3.0  # seconds of a subnet's measurement, in those of tuning a kernel
 

@@ -29,7 +29,8 @@ def fit_weight_line(features: Array, column: int, targets: Array) -> Fit:
     """Fit the line to at least one network.
 
     features: [n, columns], of which one is the logarithm of the bytes of weights; targets: [n],
-    logarithms of measured / estimated. The residuals are those of exact leave-one-out.
+    logarithms of measured / estimated. The residuals are those of exact leave-one-out, by lines
+    whose level has its prior at the same weights.
     """
     values = features[:, column]
     centre = float(values.mean())
@@ -52,8 +53,8 @@ def fit_weight_line(features: Array, column: int, targets: Array) -> Fit:
     line = Ridge(
         intercept=float(level),
         weights=weights,
-        centre=np.where(weights != 0, centre, 0.0),
-        scale=(weights != 0).astype(np.float64),
+        centre=np.full_like(weights, centre),
+        scale=np.ones_like(weights),
         low=low,
         high=high,
         least=float(ends.min()),
